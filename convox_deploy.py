@@ -1,0 +1,1078 @@
+#!/usr/bin/env python3
+"""Deploy an app to Convox from an image that is built here, off the cluster.
+
+Copy this file into the root of your app, end the image in docker-compose.yml or convox.yml
+in the literal tag TAG (`image: <registry>/<repository>:TAG`), and run
+
+    APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
+
+It runs deploy/before_build.sh, builds the image with docker, runs deploy/after_build.sh,
+pushes the image to ECR, has convox build a release of it, runs deploy/before_release.sh
+and promotes the release. The first command that fails stops the deploy, and nothing is
+promoted after a failure. `./convox_deploy.py --help` lists the settings.
+"""
+
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["click>=8.1", "sh>=2.2.2,<3", "PyYAML>=6.0"]
+# ///
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import urllib.parse
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+try:
+    import click
+    import sh
+    import yaml
+except ImportError as missing:
+    print(
+        f"convox_deploy.py: {missing}. Get what it needs with `python3 -m pip install click sh PyYAML`,"
+        " or let uv do it: `uv run convox_deploy.py`.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+__version__ = "0.1.0"
+
+STEPS = ("before_build", "build", "after_build", "push", "release", "before_release", "promote")
+FAILED, UNUSABLE, TIMED_OUT = 1, 2, 124  # exit statuses; after signal n it is 128 + n
+GRACE_SECONDS = 10  # between TERM and KILL, as long as `docker stop` gives
+
+APP = re.compile(r"[a-z][a-z0-9-]*")
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+RELEASE = re.compile(r"R[A-Z]{5,}")  # the id of a build starts with B
+IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
+REPOSITORY = re.compile(
+    r"(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9-]+(?=:))(:\d+)?"
+    r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+"
+)
+ECR_REGISTRY = re.compile(
+    r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)"
+    r"\.(amazonaws\.(com(\.cn)?|eu)|on\.(aws|amazonwebservices\.com\.cn)"
+    r"|sc2s\.sgov\.gov|c2s\.ic\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)"
+)
+EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+
+
+class DeployError(Exception):
+    """Something that the user can mend. The text says what happened and what to do."""
+
+    def __init__(self, message: str, exit_status: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+# --- settings -------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """What to deploy and how, from options and environment. No secret is in it: those stay in the environment."""
+
+    app: str
+    rack: str | None
+    file: str
+    tag: str | None
+    skip_ecr_login: bool
+    timeout: float  # minutes
+    result: str | None
+    dry_run: bool
+    no_promote: bool
+    release: str | None
+    docker_build_args: tuple[str, ...]
+
+    def problems(self) -> list[str]:
+        """Returns what is wrong with the settings themselves, each with the way out."""
+        env = os.environ.get
+        tag, release, args, host = self.tag or "", self.release or "", self.docker_build_args, env("CONVOX_HOST") or ""
+        two_racks = self.rack == env("CONVOX_RACK") and env("RACK_NAME") not in (None, "", self.rack)
+        directory = os.path.dirname(self.result or "") or "."
+        wrong = {
+            f"{self.app!r} is no name of a Convox app: those are lower-case letters, digits and dashes, a letter"
+            " first. Set APP_NAME; without it the directory's name is taken.": not APP.fullmatch(self.app),
+            f"IMAGE_TAG {tag!r} is no docker tag. Use at most 128 letters, digits, dots, dashes and underscores,"
+            " no dot or dash first.": tag and not TAG.fullmatch(tag),
+            f"--release {release!r} is no release id. Those look like RABCDEFGHIJ; `convox releases --app {self.app}`"
+            " lists them.": release and not RELEASE.fullmatch(release),
+            "--release with --no-promote leaves nothing to do. Leave one of them out.": release and self.no_promote,
+            "--release builds nothing, so it takes no arguments for docker build. Leave them out.": release and args,
+            f"{''.join(args[:1])!r} is not understood. APP_NAME or --app names the app, and arguments for docker build"
+            " go after `--`.": args and not args[0].startswith("-"),
+            "CONVOX_RACK and RACK_NAME name different racks. Unset one of them.": two_racks,
+            f"RACK_URL and CONVOX_RACK ({self.rack}) each name a rack. Unset one.": self.rack and env("RACK_URL"),
+            f"CONVOX_HOST {host!r} is no host name. Write it without https:// and without a path.": host
+            and not HOST.fullmatch(host),
+            f"--result {self.result}: no file can be written there. Name a directory that is there and"
+            " writable.": self.result and not (os.access(directory, os.W_OK) and not os.path.isdir(self.result)),
+        }
+        return [message for message, is_so in wrong.items() if is_so]
+
+    def convox_environment(self) -> dict[str, str]:
+        """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
+
+        CONVOX_HOST and CONVOX_PASSWORD name the rack up to Convox v2; v3 wants it as RACK_URL.
+        """
+        host, password = os.environ.get("CONVOX_HOST"), os.environ.get("CONVOX_PASSWORD")
+        if self.rack:
+            return {"CONVOX_RACK": self.rack}
+        if host and password and not os.environ.get("RACK_URL"):
+            return {"RACK_URL": f"https://convox:{urllib.parse.quote(password, safe='')}@{host}"}
+        return {}
+
+
+# --- manifest -------------------------------------------------------------------------
+
+
+class Build(NamedTuple):
+    """What `docker build` needs to know of a service. Services of equal builds share one image."""
+
+    context: str = "."
+    dockerfile: str | None = None  # as compose has it, relative to the context
+    args: tuple[str, ...] = ()
+    target: str | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.context or self.context.startswith("git@")
+
+    @property
+    def file(self) -> str | None:
+        """The Dockerfile as `docker build --file` takes it, None for the context's own."""
+        return self.dockerfile if self.is_remote else self.dockerfile and os.path.join(self.context, self.dockerfile)
+
+
+class Service(NamedTuple):
+    """A service whose image ends in `:TAG`. `tag_offset` says where TAG stands in the text, in characters."""
+
+    name: str
+    repository: str
+    build: Build
+    tag_offset: int
+
+
+class Manifest(NamedTuple):
+    """The text of a docker-compose.yml or convox.yml, and those of its services that are ours to build."""
+
+    text: str
+    services: tuple[Service, ...]
+
+    def with_tags(self, tags: Mapping[int, str]) -> str:
+        """Returns the text with TAG replaced at each offset in `tags`, and nothing else changed."""
+        text = self.text
+        for offset in sorted(tags, reverse=True):
+            text = text[:offset] + tags[offset] + text[offset + len("TAG") :]
+        return text
+
+
+def read_manifest(path: str) -> Manifest:
+    """Reads a manifest of any shape that Convox takes. Raises DeployError, with a line for each thing wrong."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        return Manifest(text, tuple(find_services(text)))
+    except FileNotFoundError:
+        problem = "is not there. Run this from the root of the app, or name the manifest with DOCKER_COMPOSE."
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}."
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text. Save it as UTF-8."
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = f"is not valid YAML, line {mark.line + 1 if mark else '?'}: {error.problem or error.context}."
+    except yaml.YAMLError as error:
+        problem = f"is not valid YAML: {str(error).splitlines()[0]}."
+    except RecursionError:
+        problem = "is nested too deeply, or a merge key in it leads back to itself."
+    except ValueError as error:
+        problem = str(error)
+    raise DeployError("\n".join(f"{path} {line}" for line in problem.splitlines()))
+
+
+def find_services(text: str) -> list[Service]:
+    """Returns the services to build. Raises ValueError, with a line for each thing wrong, and yaml.YAMLError."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError("has no services in it. Is it a docker-compose.yml or a convox.yml?")
+    problems = list(duplicate_keys(root))
+    scalars = {token.end_mark.index: token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken)}
+    top = entries(root)
+    nodes = entries(top["services"]) if "services" in top else top  # the first compose format has no `services:`
+    services: list[Service] = []
+    for name, node in nodes.items():
+        try:
+            services += read_service(name, entries(node), text, scalars)
+        except ValueError as error:
+            problems.append(f"service {name}: {error}")
+    builds: dict[int, Build] = {}
+    for service in services:
+        if builds.setdefault(service.tag_offset, service.build) != service.build:
+            problems.append(f"service {service.name}: takes its image from a service that is built differently.")
+    if not services and not problems:
+        problems.append(f"has no image that ends in :TAG, so there is nothing to build. Write image: {EXAMPLE_IMAGE}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return services
+
+
+def duplicate_keys(root: yaml.Node) -> Iterator[str]:
+    """Yields a problem for each key that stands twice in a mapping: YAML readers drop one of the two unseen."""
+    todo, seen = [root], {root}
+    while todo:
+        node = todo.pop()
+        children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for _, child in node.value]
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for n, key in enumerate(keys):
+                if key.value in [earlier.value for earlier in keys[:n]]:
+                    yield f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice. Take one out."
+        todo += [child for child in children if child not in seen]
+        seen.update(children)
+
+
+@functools.cache  # each mapping once, however often aliases lead to it
+def entries(node: yaml.Node) -> dict[str, yaml.Node]:
+    """Returns the keys and values of a mapping, those of its merge keys (`<<: *base`) included."""
+    own: dict[str, yaml.Node] = {}
+    merged: dict[str, yaml.Node] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if key.tag == "tag:yaml.org,2002:merge":
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged = {**entries(source), **merged}
+        else:
+            own[str(key.value)] = value
+    return {**merged, **own}
+
+
+def read_service(
+    name: str, service: Mapping[str, yaml.Node], text: str, scalars: Mapping[int, yaml.Token]
+) -> list[Service]:
+    """Returns the service if it is ours to build, nothing if its image is somebody else's. Raises ValueError."""
+    if "image" not in service:
+        if "build" in service:
+            raise ValueError(f"has a build: and no image, so the cluster would build it. Add image: {EXAMPLE_IMAGE}")
+        return []
+    node = service["image"]
+    image = scalar(node, "image")
+    repository, _, tag = image.rpartition(":")
+    if tag != "TAG":
+        if "build" in service:
+            raise ValueError(f"its build: is not used, as {image} does not end in :TAG. Write :TAG, or drop the build:")
+        return []
+    if "$" in image:
+        raise ValueError(f"image {image} has a variable in it. Write it out: only TAG is replaced.")
+    if REPOSITORY.fullmatch(f"docker.io/{repository}") and not REPOSITORY.fullmatch(repository):
+        raise ValueError(f"image {image} names no registry. Write {EXAMPLE_IMAGE}, or docker.io/{image} for Docker Hub")
+    if not REPOSITORY.fullmatch(repository):
+        raise ValueError(f"image {image!r} is no image name. Write {EXAMPLE_IMAGE}, in lower case")
+    token = scalars[node.end_mark.index]
+    written = text[token.start_mark.index : token.end_mark.index]
+    if written.count(":TAG") != 1:
+        raise ValueError(f"image {image}: write it plainly, without escapes")
+    return [Service(name, repository, read_build(service), token.start_mark.index + written.index(":TAG") + 1)]
+
+
+def read_build(service: Mapping[str, yaml.Node]) -> Build:
+    """Returns what to build for a service, by its `build:` in the words of compose or of convox.yml. Else `.`"""
+    node = service.get("build")
+    keys = entries(node) if isinstance(node, yaml.MappingNode) else {"context": node} if node else {}
+    if unknown := sorted(keys.keys() - {"context", "path", "dockerfile", "manifest", "args", "target"}):
+        raise ValueError(f"build.{unknown[0]} is not passed on. Drop it, and give docker build its option after --")
+
+    def text(*names: str) -> str | None:
+        nodes = [keys[name] for name in names if name in keys]
+        return written_out(nodes[0], f"build.{names[0]}") if nodes else None
+
+    dockerfile = text("dockerfile", "manifest")
+    if dockerfile is None and "dockerfile" in service:
+        dockerfile = written_out(service["dockerfile"], "dockerfile")
+    args = tuple(build_args(keys["args"])) if "args" in keys else ()
+    return Build(text("context", "path") or ".", dockerfile, args, text("target"))
+
+
+def build_args(node: yaml.Node) -> Iterator[str]:
+    """Yields NAME=value, or NAME alone where docker is to take the value from the environment."""
+    if isinstance(node, yaml.SequenceNode):
+        yield from (written_out(item, "build.args") for item in node.value)
+    for name, value in entries(node).items():
+        is_null = value.tag == "tag:yaml.org,2002:null"
+        yield name if is_null else f"{name}={written_out(value, 'build.args')}"
+
+
+def written_out(node: yaml.Node, key: str) -> str:
+    value = scalar(node, key)
+    if "$" in value:
+        raise ValueError(f"{key}: {value} has a variable in it. Write it out, or give it to docker build after --")
+    return value
+
+
+def scalar(node: yaml.Node, key: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"{key} is not a single value.")
+    return str(node.value)
+
+
+# --- commands -------------------------------------------------------------------------
+
+
+class Output(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The last line on stderr. Never of stdout: that may be a password."""
+        return (self.err.strip() or "it said nothing").splitlines()[-1].strip()
+
+
+class Commands:
+    """Runs external programs through sh, one at a time, each in a session of its own.
+
+    A signal to us, or the time-out of a step, ends the whole process group of the running
+    program: TERM, and KILL after GRACE_SECONDS or a second Ctrl-C. The handler only notes
+    the signal; `run` raises DeployError for it once the program is gone.
+    """
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.name = ""
+        self.stopped_by: int | None = None
+        self._group: int | None = None
+
+    def handle_signals(self) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+                signal.signal(signum, self._stop)
+        signal.signal(signal.SIGALRM, self._stop)
+
+    def ask(self, *argv: str, **how: Any) -> Output:
+        """Runs a command unseen, also in a dry run, and returns what it said, whatever its exit status."""
+        return self.run(argv, capture=True, **how)
+
+    def do(self, *argv: str, **how: Any) -> Output:
+        """Shows and runs a command that changes something; a dry run only shows it. Raises DeployError if it fails."""
+        say(f"$ {shlex.join(argv)}", dim=True)
+        output = Output(0, "", "") if self.dry_run else self.run(argv, **how)
+        if output.status:
+            raise failure(argv, output)
+        return output
+
+    def run(
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: int | str | None = None,
+        capture: bool = False,
+        tee: bool = False,
+    ) -> Output:
+        """Runs a command to its end, with `env` added to our environment.
+
+        Its output goes straight to ours. With `capture` it is returned instead, and with `tee` its
+        stdout is both shown and returned; of stdout the last 64 KiB are kept. `stdin` is a file
+        descriptor, a text, or None for an empty one. Raises DeployError if we are stopped.
+        """
+        self.raise_if_stopped()
+        self.name = command_name(argv)
+        with contextlib.ExitStack() as files:
+            stderr = files.enter_context(tempfile.TemporaryFile())
+            read_end, write_end = os.pipe()
+            files.callback(os.close, read_end)
+            options: dict[str, Any] = {
+                "_env": {**os.environ, **(env or {})},
+                "_cwd": cwd,
+                "_in": files.enter_context(open(os.devnull, "rb")) if stdin is None else stdin,
+                "_out": write_end if capture or tee else 1,
+                "_err": stderr if capture else 2,
+                "_ok_code": range(-64, 256),
+            }
+            try:
+                running = sh.Command(argv[0])(*argv[1:], _bg=True, _bg_exc=False, _new_session=True, **options)
+            except (sh.CommandNotFound, sh.ForkException, OSError) as error:
+                raise DeployError(why_not_started(argv[0], error)) from None
+            finally:
+                os.close(write_end)
+            self._group = running.process.pgid
+            if self.stopped_by is not None:
+                self._end_group(signal.SIGTERM)
+            try:
+                stdout = read_all(read_end, show=tee)
+            except OSError:  # nobody reads our output any more
+                self._end_group(signal.SIGKILL)
+                raise
+            finally:
+                status = running.wait().exit_code
+                self._await_group_end()
+                self._group = None
+            self.raise_if_stopped()
+            stderr.seek(0)
+            return Output(status, stdout, stderr.read().decode(errors="replace"))
+
+    def raise_if_stopped(self) -> None:
+        during = f" during `{self.name}`" if self.name else ""
+        if self.stopped_by == signal.SIGALRM:
+            raise DeployError(f"The time was up{during}. DEPLOY_TIMEOUT sets the minutes for a step.", TIMED_OUT)
+        if self.stopped_by is not None:
+            raise DeployError(f"Stopped by {signal.Signals(self.stopped_by).name}{during}.", 128 + self.stopped_by)
+
+    def _stop(self, signum: int, _frame: object) -> None:
+        if self.stopped_by is None:
+            self.stopped_by = signum
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+            self._end_group(signal.SIGTERM)
+        elif signum in (signal.SIGALRM, signal.SIGINT):
+            self._end_group(signal.SIGKILL)
+
+    def _end_group(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._group is not None:
+                os.killpg(self._group, signum)
+
+    def _await_group_end(self) -> None:
+        """Waits for the children of a program that was stopped; the timer set in `_stop` kills them in the end."""
+        deadline = time.monotonic() + GRACE_SECONDS + 1
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while self.stopped_by is not None and self._group is not None and time.monotonic() < deadline:
+                os.killpg(self._group, 0)
+                time.sleep(0.05)
+
+
+def read_all(descriptor: int, show: bool) -> str:
+    kept = b""
+    while chunk := os.read(descriptor, 65536):
+        if show:
+            click.echo(chunk, nl=False)
+        kept = (kept + chunk)[-65536:]
+    return kept.decode(errors="replace")
+
+
+def command_name(argv: tuple[str, ...]) -> str:
+    """Returns a command as people call it: `docker push`, `convox releases promote`, `deploy/after_build.sh`."""
+    return " ".join([argv[0], *(word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word))])
+
+
+def why_not_started(program: str, error: Exception) -> str:
+    if isinstance(error, sh.CommandNotFound):
+        where = {"docker": "docs.docker.com/engine/install", "convox": "docs.convox.com/installation/cli"}
+        get_it = f" Get it from https://{where.get(program, 'docs.aws.amazon.com/cli')}/"
+        return f"{program} is not installed, or not on the PATH.{get_it if '/' not in program else ''}"
+    return f"{program} cannot be started: {str(error).strip().splitlines()[-1]}."
+
+
+def failure(argv: tuple[str, ...], output: Output) -> DeployError:
+    name, status = command_name(argv), output.status
+    if status in (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM):  # an abort on its way to us
+        return DeployError(f"`{name}` was ended by {signal.Signals(-status).name}.", 128 - status)
+    said = "".join(f"\n  {line}" for line in output.err.strip().splitlines()[-5:])
+    return DeployError(f"`{name}` failed with {'exit status' if status > 0 else 'signal'} {abs(status)}.{said}")
+
+
+def redacted(text: str) -> str:
+    """Returns `text` without the secrets that our environment holds."""
+    secrets = [value for name, value in os.environ.items() if re.search("PASSWORD|SECRET|TOKEN", name)]
+    secrets.append(urllib.parse.urlsplit(os.environ.get("RACK_URL", "")).password or "")
+    for secret in secrets:
+        if len(secret) >= 6:  # a shorter one would take ordinary words with it
+            text = text.replace(secret, "***").replace(urllib.parse.quote(secret, safe=""), "***")
+    return text
+
+
+def say(text: str, err: bool = False, **style: Any) -> None:
+    colour = False if os.environ.get("NO_COLOR") else None  # None: only on a terminal
+    click.echo(click.style(redacted(text), **style), err=err, color=colour)
+
+
+def warn(text: str) -> None:
+    say(f"warning: {text}", fg="yellow")
+
+
+# --- the lifecycle --------------------------------------------------------------------
+
+
+@dataclass
+class Image:
+    """One docker build, and the services and repositories it is for. It gets its tag when it is pushed."""
+
+    build: Build
+    local: str
+    services: list[Service] = field(default_factory=list)
+    is_built: bool = False
+    tag: str = ""
+    digests: dict[str, str] = field(default_factory=dict)  # by image reference, once pushed
+
+    @property
+    def repositories(self) -> list[str]:
+        return sorted({service.repository for service in self.services})
+
+
+class Commit(NamedTuple):
+    """What git says of the checkout, for the hooks and the tag. Empty outside a checkout."""
+
+    hash: str = ""
+    branch: str = ""
+    description: str = ""
+    describe: str = ""
+
+
+def step(method: Callable[[Deploy], None]) -> Callable[[Deploy], None]:
+    """Makes a method a step of the lifecycle: with a header, a time-out, and a line in the closing table."""
+
+    @functools.wraps(method)
+    def run(deploy: Deploy) -> None:
+        name = method.__name__
+        deploy.commands.raise_if_stopped()
+        deploy.current_step = name
+        say(f"\n==> [{STEPS.index(name) + 1}/{len(STEPS)}] {name}" if name in STEPS else f"==> {name}", bold=True)
+        started = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, deploy.settings.timeout * 60)
+        try:
+            method(deploy)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            deploy.seconds[name] = time.monotonic() - started
+
+    return run
+
+
+class Deploy:
+    """One deploy: what is known of it so far, and its steps as methods."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.commands = Commands(settings.dry_run)
+        self.commit = Commit()
+        self.manifest = Manifest("", ())
+        self.images: list[Image] = []
+        self.build_flags = {"--manifest", "--description", "--id"}  # until the CLI has said what it takes
+        self.promote_flags = {"--wait"}
+        self.release_before: str | None = None  # None where the rack may not be asked
+        self.release_id = settings.release or ""
+        self.promote_asked = self.promoted = False
+        self.problems: list[str] = []
+        self.current_step = ""
+        self.seconds: dict[str, float] = {}
+        self.directory = ""
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Turns errors and signals into a message and an exit status, and leaves nothing behind but the result file."""
+        error: DeployError | None = None
+        prepare_standard_streams()
+        self.commands.handle_signals()
+        try:
+            self.remove_old_result()
+            yield
+            self.commands.raise_if_stopped()
+        except DeployError as stopped:
+            error = stopped
+        except OSError as stopped:
+            error = DeployError(f"{stopped.filename or 'A file'}: {stopped.strerror or stopped}.")
+        finally:
+            self.clean_up()
+        self.write_result(error)
+        self.report(error)
+        if error:
+            early = self.current_step in ("", "preflight") and error.exit_status == FAILED
+            sys.exit(UNUSABLE if early else error.exit_status)
+
+    @step
+    def preflight(self) -> None:
+        """Checks all that can be checked before anything is changed, and reports all problems at once."""
+        self.directory = tempfile.mkdtemp(prefix="convox-deploy-")
+        self.problems = [*self.settings.problems(), *self.check_hooks()]
+        wanted = [self.check_manifest, self.check_docker, self.check_registries] if not self.release_id else []
+        for check in (self.check_git, *wanted, self.check_convox):
+            try:
+                self.problems += check()
+            except DeployError as error:
+                self.commands.raise_if_stopped()
+                self.problems.append(str(error))
+        there_is_a_plan = (self.images or self.release_id) and not self.settings.problems()
+        if self.problems and not (self.settings.dry_run and there_is_a_plan):
+            raise DeployError("\n".join(self.problems))
+        say(self.summary())
+
+    @step
+    def before_build(self) -> None:
+        self.run_hook()
+
+    @step
+    def build(self) -> None:
+        for number, image in enumerate(self.images):
+            build, id_file = image.build, Path(self.directory, f"image-id-{number}")
+            self.commands.do(
+                *("docker", "build"),
+                *option("--file", build.file),
+                *(word for arg in build.args for word in ("--build-arg", arg)),
+                *option("--target", build.target),
+                *self.settings.docker_build_args,
+                *("--iidfile", str(id_file), "--tag", image.local),
+                f"./{build.context}" if build.context.startswith("-") else build.context,
+            )
+            image.is_built = not self.settings.dry_run
+            if image.is_built and not (id_file.exists() and IMAGE_ID.match(id_file.read_text())):
+                raise DeployError("`docker build` reported success, but left no image id. Is this the real docker?")
+
+    @step
+    def after_build(self) -> None:
+        self.run_hook()
+
+    @step
+    def push(self) -> None:
+        for image in self.images:
+            image.tag = self.settings.tag or self.content_tag(image)
+            for repository in image.repositories:
+                reference = f"{repository}:{image.tag}"
+                self.make_repository(repository)
+                self.commands.do("docker", "tag", image.local, reference)
+                self.commands.do("docker", "push", reference)
+                image.digests[reference] = self.pushed_digest(reference)
+
+    @step
+    def release(self) -> None:
+        """Has the rack build a release. Only the manifest is uploaded: the rack pulls the images."""
+        text = self.manifest.with_tags({s.tag_offset: image.tag for image in self.images for s in image.services})
+        name, directory = os.path.basename(self.settings.file), Path(self.directory, "manifest")
+        directory.mkdir()
+        (directory / name).write_bytes(text.encode())
+        if self.settings.dry_run:
+            say(text)
+        output = self.commands.do(
+            *self.convox("build"),
+            *option("--manifest" if "--manifest" in self.build_flags else "--file", name),
+            *option("--description", self.describe() if "--description" in self.build_flags else None),
+            *({"--id"} & self.build_flags),
+            cwd=str(directory),
+            env=self.settings.convox_environment(),
+            tee=True,
+        )
+        self.release_id = "RELEASE_ID" if self.settings.dry_run else self.new_release(output.out)
+        say(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
+
+    @step
+    def before_release(self) -> None:
+        self.run_hook()
+
+    @step
+    def promote(self) -> None:
+        self.promote_asked = not self.settings.dry_run
+        wait = {"--wait"} & self.promote_flags
+        env = self.settings.convox_environment()
+        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env)
+        if self.settings.dry_run:
+            return
+        if self.release_before is None:
+            warn(f"this login may not ask the rack, so whether {self.release_id} runs was not checked.")
+        elif (running := self.running_release()) != self.release_id:
+            raise DeployError(
+                f"The rack took the promote, but {self.settings.app} runs {running or 'no release'}, not"
+                f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
+            )
+        self.promoted = True
+
+    # --- the checks of preflight ---
+
+    def check_hooks(self) -> Iterator[str]:
+        for name in ["before_release"] if self.release_id else ["before_build", "after_build", "before_release"]:
+            if problem := hook_problem(hook_path(name)):
+                yield f"{hook_path(name)} {problem}"
+
+    def check_git(self) -> Iterable[str]:
+        here = Path.cwd()
+        try:
+            if any((directory / ".git").exists() for directory in (here, *here.parents)):
+                self.commit = self.read_commit()
+        except DeployError as error:
+            self.commands.raise_if_stopped()
+            if not (self.settings.tag or self.release_id):
+                return [f"{error} The tag is made from the commit: mend this, or set IMAGE_TAG."]
+        return []
+
+    def check_manifest(self) -> Iterator[str]:
+        self.manifest = read_manifest(self.settings.file)
+        images: dict[Build, Image] = {}
+        run = uuid.uuid4().hex[:8]  # two deploys on one machine must not meet in one local tag
+        for service in self.manifest.services:
+            part = re.sub("[^a-z0-9]+", "-", service.name.lower()).strip("-") or "image"
+            new = Image(service.build, f"{self.settings.app.lower()}:{part}-{run}")
+            images.setdefault(service.build, new).services.append(service)
+        self.images = list(images.values())
+        repositories = [repository for image in self.images for repository in image.repositories]
+        if self.settings.tag and len(set(repositories)) < len(repositories):
+            yield "IMAGE_TAG would give different images in one repository the same tag. Unset it."
+        for build in images:
+            yield from self.check_build(build)
+
+    def check_build(self, build: Build) -> Iterator[str]:
+        options = {arg.partition("=")[0] for arg in self.settings.docker_build_args}
+        if build.is_remote or hook_path("before_build").exists():  # the hook may make what is not there yet
+            return
+        if not Path(build.context).is_dir():
+            yield f"The build context {build.context} is no directory. Mend the build: in {self.settings.file}."
+        elif not (options & {"-f", "--file"} or Path(build.file or f"{build.context}/Dockerfile").is_file()):
+            yield f"There is no {os.path.normpath(build.file or f'{build.context}/Dockerfile')} to build."
+
+    def check_docker(self) -> Iterator[str]:
+        answer = self.commands.ask("docker", "version", "--format", "{{.Server.Version}}")
+        if answer.status or not answer.out.strip():
+            yield f"No docker engine answers; start Docker and try again. docker says: {answer.complaint}"
+
+    def check_registries(self) -> Iterator[str]:
+        """Logs docker in to ECR: before the build, which may want a base image from there and must not be in vain."""
+        registries = {repository.split("/")[0] for image in self.images for repository in image.repositories}
+        for registry in sorted(registries):
+            match = ECR_REGISTRY.fullmatch(registry)
+            if not match or self.settings.skip_ecr_login:
+                continue
+            get_password = ("aws", "ecr", "get-login-password", "--region", match["region"])
+            login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
+            say(f"$ {shlex.join(get_password)} | {shlex.join(login)}", dim=True)
+            answer = self.commands.ask(*get_password)
+            password = answer.out.strip()
+            if answer.status or not password:
+                yield (
+                    f"aws gives no password for ECR in {match['region']}: {answer.complaint}\n"
+                    "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+                )
+            elif not self.settings.dry_run:
+                said = self.commands.ask(*login, stdin=password)
+                # A credential helper that cannot store a login is one that needs none.
+                if said.status and "error storing credentials" not in said.err:
+                    yield f"docker login to {registry} failed: {said.complaint.replace(password, '***')}"
+
+    def check_convox(self) -> Iterator[str]:
+        self.build_flags = self.flags_of("build")
+        self.promote_flags = self.flags_of("releases", "promote")
+        if not self.build_flags & {"--manifest", "--file"}:
+            yield "`convox build --help` lists neither --manifest nor --file. Install the Convox CLI, or a newer one."
+        elif APP.fullmatch(self.settings.app):
+            try:
+                self.release_before = self.running_release(may_be_refused=True)
+            except DeployError as error:
+                self.commands.raise_if_stopped()
+                app = self.settings.app
+                no_app = f"The rack has no app {app}. Create it with `convox apps create {app}`, or mend APP_NAME."
+                advice = "\n  Check CONVOX_HOST and CONVOX_PASSWORD, or log in with `convox login`."
+                yield no_app if "no such app" in str(error) else f"{error}{advice}"
+
+    def flags_of(self, *command: str) -> set[str]:
+        """Returns the options that a command of this generation of the convox CLI lists in its help."""
+        answer = self.commands.ask("convox", *command, "--help")
+        if answer.status:
+            raise failure(("convox", *command), answer)
+        return set(re.findall(r"--[a-z][a-z-]*", answer.out + answer.err))
+
+    # --- parts of the steps ---
+
+    def run_hook(self) -> None:
+        path = hook_path(self.current_step)
+        if not path.exists():
+            return say(f"There is no {path}.")
+        variables = self.hook_variables()
+        if self.settings.dry_run:
+            say("\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
+        self.commands.do(str(path), env={**self.settings.convox_environment(), **variables}, stdin=0)
+
+    def hook_variables(self) -> dict[str, str]:
+        """Returns what a hook gets beside our environment: all that is known by then."""
+        commit = self.commit
+        known = {"APP_NAME": self.settings.app, "RACK_NAME": self.settings.rack or "", "GIT_HASH": commit.hash}
+        known.update(GIT_BRANCH=commit.branch, GIT_DESCRIPTION=commit.description)
+        for image in reversed(self.images) if self.current_step != "before_build" else []:
+            known["DOCKER_TAG"] = image.local  # in the end the first service's
+            for service in image.services:
+                known["DOCKER_TAG_" + re.sub("[^A-Z0-9]", "_", service.name.upper())] = image.local
+        return {**known, "RELEASE_ID": self.release_id} if self.release_id else known
+
+    def read_commit(self) -> Commit:
+        branch = self.git("rev-parse", "--abbrev-ref", "HEAD")
+        if branch == "HEAD":  # Jenkins checks out a commit, and says in a variable of which branch
+            branch = os.environ.get("BRANCH_NAME") or os.environ.get("GIT_BRANCH") or branch
+        return Commit(
+            hash=self.git("rev-parse", "HEAD"),
+            branch=re.sub("^origin/", "", branch),
+            description=self.git("log", "-1", "--format=%h %s"),
+            describe=self.git("describe", "--always", "--dirty"),
+        )
+
+    def git(self, *args: str) -> str:
+        answer = self.commands.ask("git", *args)
+        if answer.status or not answer.out.strip():
+            raise DeployError(f"`git {args[0]}` failed: {answer.complaint}.")
+        return answer.out.strip()
+
+    def content_tag(self, image: Image) -> str:
+        """Returns a tag of commit and image id, new for new content only: racks cache images by their tag.
+
+        The id is read here, after the hooks: after_build may have committed changes to the image.
+        """
+        image_id = "sha256:IMAGE_ID"
+        if not self.settings.dry_run:
+            image_id = self.commands.ask("docker", "image", "inspect", "--format", "{{.Id}}", image.local).out.strip()
+            if not IMAGE_ID.fullmatch(image_id):
+                raise DeployError(f"docker has no image {image.local} any more. Did deploy/after_build.sh remove it?")
+        commit = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
+        return "-".join(filter(None, [commit, image_id[len("sha256:") :][:12]]))
+
+    def make_repository(self, repository: str) -> None:
+        """Makes the ECR repository if it is not there. Where that may not be asked, the push decides."""
+        registry, _, name = repository.partition("/")
+        match = ECR_REGISTRY.fullmatch(registry)
+        if not match or (self.settings.skip_ecr_login and not shutil.which("aws")):
+            return
+        where = ("--region", match["region"], "--registry-id", match["account"])
+        argv = ("aws", "ecr", "describe-repositories", *where, "--repository-names", name)
+        create = ("aws", "ecr", "create-repository", *where, "--repository-name", name)
+        if self.settings.dry_run:
+            return say(f"$ {shlex.join(argv)} || {shlex.join(create)}", dim=True)
+        answer = self.commands.ask(*argv)
+        if "RepositoryNotFoundException" in answer.err:
+            say(f"$ {shlex.join(create)}", dim=True)
+            argv, answer = create, self.commands.ask(*create)
+        if "AccessDenied" in answer.err:
+            warn(f"aws may not look up or make the repository {name}; the push will tell whether it is there.")
+        elif answer.status and "RepositoryAlreadyExistsException" not in answer.err:
+            raise failure(argv, answer)
+
+    def pushed_digest(self, reference: str) -> str:
+        """Returns the digest by which the registry knows the image. Docker has one only after a real push."""
+        if self.settings.dry_run:
+            return ""
+        answer = self.commands.ask("docker", "image", "inspect", "--format", "{{json .RepoDigests}}", reference)
+        repository = re.sub("^docker.io/(library/)?", "", reference.rpartition(":")[0])
+        digest = re.search(rf'"{re.escape(repository)}@(sha256:[0-9a-f]+)"', answer.out)
+        if not digest:
+            raise DeployError(f"`docker push` reported success, but {reference} has no digest: it was not pushed.")
+        return digest[1]
+
+    def convox(self, *command: str) -> tuple[str, ...]:
+        return ("convox", *command, "--app", self.settings.app, *self.rack_option())
+
+    def rack_option(self) -> tuple[str, ...]:
+        return option("--rack", self.settings.rack if "--rack" in self.build_flags else None)
+
+    def describe(self) -> str:
+        description = self.commit.description or self.images[0].tag
+        return " ".join(filter(None, [description, os.environ.get("BUILD_URL")]))
+
+    def new_release(self, output: str) -> str:
+        """Returns the release id: the last word that every `convox build` prints, with --id or without."""
+        last_word = (output.split() or [""])[-1]
+        if not RELEASE.fullmatch(last_word) or last_word == self.release_before:
+            raise DeployError(
+                f"`convox build` reported success, but named no new release: its last word is {last_word[:40]!r}."
+                f" `convox releases --app {self.settings.app}` shows what there is."
+            )
+        return last_word
+
+    def running_release(self, may_be_refused: bool = False) -> str | None:
+        """Returns the release that the app runs, empty for none. None: a deploy key may release, but not ask."""
+        argv = ("convox", "api", "get", *self.rack_option(), f"/apps/{self.settings.app}")
+        answer = self.commands.ask(*argv, env=self.settings.convox_environment())
+        if may_be_refused and answer.status and re.search("deploy key|permi|forbidden", answer.err, re.IGNORECASE):
+            warn(f"this login may not ask the rack, so {self.settings.app} was not checked: {answer.complaint}")
+            return None
+        if answer.status:
+            raise failure(argv, answer)
+        try:
+            return str(json.loads(answer.out)["release"] or "")
+        except (ValueError, KeyError, TypeError):
+            raise DeployError(f"`{' '.join(argv)}` gave no JSON with a release in it.") from None
+
+    # --- what is said, and what is left ---
+
+    def summary(self) -> str:
+        rack = self.settings.rack or os.environ.get("CONVOX_HOST") or "of the convox login"
+        known = {"app": self.settings.app, "rack": rack, "commit": self.commit.describe, "runs": self.release_before}
+        return ", ".join(f"{name} {value}" for name, value in known.items() if value)
+
+    def way_on(self) -> str:
+        rack = option("--rack", self.settings.rack)
+        return shlex.join([sys.argv[0], "--app", self.settings.app, *rack, "--release", self.release_id])
+
+    def state(self, error: DeployError) -> str:
+        """Returns in what state the app is left."""
+        app, release = self.settings.app, self.release_id
+        if self.promote_asked:
+            return (
+                f"The rack was asked to promote {release} and may still be at it: `convox apps info --app {app}` tells,"
+                f" `convox apps cancel --app {app}` stops it. To promote it again:\n  {self.way_on()}"
+            )
+        if release:
+            return f"Nothing was promoted. Release {release} is built; go on with\n  {self.way_on()}"
+        if self.current_step == "release" and error.exit_status != FAILED:
+            return (
+                f"Nothing was promoted. The build may still run on the rack, `convox builds --app {app}` tells;"
+                " its release goes live only if somebody promotes it."
+            )
+        return "Nothing was released or promoted."
+
+    def report(self, error: DeployError | None) -> None:
+        if self.current_step not in ("", "preflight"):
+            rows = {**self.seconds, "total": sum(self.seconds.values())}
+            say("\n" + "\n".join(f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()))
+        if error:
+            say(f"\n{self.current_step or 'deploy'} failed:", err=True, fg="red", bold=True)
+            say(f"{error}\n{self.state(error)}", err=True)
+        elif self.settings.dry_run:
+            say("\nThis was a dry run: nothing was changed.", bold=True)
+        elif self.promoted:
+            say(f"\n{self.settings.app} runs {self.release_id}.", fg="green", bold=True)
+        else:
+            say(f"\nRelease {self.release_id} is built and not promoted. Promote it with\n  {self.way_on()}", bold=True)
+
+    def write_result(self, error: DeployError | None) -> None:
+        """Writes the result file, whole or not at all."""
+        if not self.settings.result or self.settings.dry_run:
+            return
+        result = {
+            "status": "failed" if error else "succeeded",
+            "app": self.settings.app,
+            "release": self.release_id or None,
+            "promoted": self.promoted,
+            "tag": (self.images[0].tag if self.images else None) or None,
+            "images": [
+                {"image": reference, "digest": digest, "services": [service.name for service in image.services]}
+                for image in self.images
+                for reference, digest in image.digests.items()
+            ],
+            "steps": [{"step": name, "seconds": round(seconds, 3)} for name, seconds in self.seconds.items()],
+            "failed_step": self.current_step if error else None,
+            "error": redacted(str(error)) if error else None,
+        }
+        unfinished = Path(f"{self.settings.result}.{uuid.uuid4().hex}")
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        unfinished.replace(self.settings.result)
+
+    def remove_old_result(self) -> None:
+        """An earlier deploy's result must not stand for this one."""
+        if self.settings.result and not self.settings.dry_run:
+            Path(self.settings.result).unlink(missing_ok=True)
+
+    def clean_up(self) -> None:
+        """Removes what is ours alone. The pushed images stay in docker: the next build starts from them."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if built := [image.local for image in self.images if image.is_built]:
+            ours_alone: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
+            with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException):
+                sh.Command("docker")("image", "rm", "--no-prune", *built, **ours_alone)
+
+
+def option(name: str, value: str | None) -> tuple[str, ...]:
+    return (name, value) if value else ()
+
+
+def hook_path(name: str) -> Path:
+    return Path("deploy", f"{name}.sh")
+
+
+def hook_problem(path: Path) -> str | None:
+    """Returns why the hook at `path` cannot run, None if it can or there is none."""
+    if not os.path.lexists(path):
+        return None
+    if not path.exists():
+        return f"is a link to {os.readlink(path)}, which is not there. Mend the link, or remove it."
+    if not path.is_file():
+        return "is not a file. Make it a script, or remove it."
+    if not os.access(path, os.X_OK):
+        return f"is not executable. Run: chmod +x {path}"
+    with path.open("rb") as script:
+        first_line = script.readline(256)
+    if first_line.startswith(b"#!") and first_line.endswith(b"\r\n"):
+        return "has Windows line ends. Save it with Unix ones (LF)."
+    if not first_line.startswith((b"#!", b"\x7fELF")):
+        return "does not say what runs it. Make its first line #!/bin/sh"
+    return None
+
+
+def prepare_standard_streams() -> None:
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened must not take its place
+            os.open(os.devnull, os.O_RDWR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in this locale
+
+
+# --- the command ----------------------------------------------------------------------
+
+
+def setting(name: str, variable: str | list[str], help: str, **details: Any) -> Callable[[Any], Any]:
+    return click.option(name, envvar=variable, show_envvar=True, help=help, **details)
+
+
+def app_by_directory() -> str:
+    """Returns the name that the convox CLI itself would take: the directory's in lower case, with dots as dashes."""
+    return os.path.basename(os.getcwd()).lower().replace(".", "-")
+
+
+def manifest_by_directory() -> str:
+    return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@setting("--app", "APP_NAME", "The app.  [default: the directory's name]", default=app_by_directory)
+@setting("--rack", ["CONVOX_RACK", "RACK_NAME"], "The rack.  [default: the convox CLI's choice]")
+@setting(
+    "--file",
+    "DOCKER_COMPOSE",
+    "The manifest.  [default: convox.yml if there is one, else docker-compose.yml]",
+    default=manifest_by_directory,
+)
+@setting("--tag", "IMAGE_TAG", "The image's tag.  [default: made from the commit and the image's id]")
+@setting("--skip-ecr-login", "SKIP_ECR_AUTH", "Take docker as logged in to ECR.", is_flag=True)
+@setting(
+    "--timeout",
+    "DEPLOY_TIMEOUT",
+    "Minutes for each step, 0 for no limit.",
+    type=click.FloatRange(min=0),
+    default=60,
+    show_default=True,
+)
+@setting("--result", "DEPLOY_RESULT", "A JSON file to write the outcome to.  [default: none]")
+@click.option("--dry-run", is_flag=True, help="Show each command and the manifest, and change nothing.")
+@click.option("--no-promote", is_flag=True, help="Stop once the release is built.")
+@click.option("--release", metavar="R...", help="Go on from a release that is built.")
+@click.version_option(__version__)
+@click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]")
+def main(**options: Any) -> None:
+    """Build an app's image here, push it to ECR, and have Convox release and promote it.
+
+    CONVOX_HOST and CONVOX_PASSWORD in the environment choose the rack; without them the convox
+    CLI's own login does. What follows -- goes to docker build.
+    """
+    deploy = Deploy(Settings(**options))
+    with deploy.running():
+        deploy.preflight()
+        if not deploy.settings.release:
+            deploy.before_build()
+            deploy.build()
+            deploy.after_build()
+            deploy.push()
+            deploy.release()
+        if not deploy.settings.no_promote:
+            deploy.before_release()
+            deploy.promote()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Gives a script the Python packages that it needs, in a virtual environment of this checkout."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBIAN = os.path.exists("/etc/debian_version") and shutil.which("apt-get") is not None
+
+
+def use_environment(requirements: Path) -> None:
+    """Runs the calling script again in .sandbox/<name>, made with pip on first use from `requirements`.
+
+    Returns if the script runs there already. Needs the network on first use.
+    """
+    wanted = requirements_hash(requirements)
+    home = ROOT / ".sandbox" / f"{requirements.parent.name}-python{sys.version_info[0]}.{sys.version_info[1]}"
+    stamp = home / "requirements.sha256"
+    if Path(sys.prefix) == home:
+        return
+    if not stamp.exists() or stamp.read_text() != wanted:
+        make_environment(home, requirements)
+        stamp.write_text(wanted)
+    python = str(home / "bin" / "python")
+    os.execv(python, [python, *sys.argv])
+
+
+def requirements_hash(requirements: Path) -> str:
+    files = [ROOT / "pyproject.toml", *sorted(ROOT.glob("*/requirements.txt")), *ROOT.glob("*/*/requirements.txt")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, requirements])).hexdigest()
+
+
+def make_environment(home: Path, requirements: Path) -> None:
+    if importlib.util.find_spec("ensurepip") is None:
+        if not DEBIAN or os.geteuid() != 0:
+            sys.exit("Python's venv module is missing. Install it (on Debian: apt-get install python3-venv).")
+        install_packages("python3-venv")
+    print(f"Getting Python packages ({requirements.relative_to(ROOT)}) into {home.relative_to(ROOT)} ...", flush=True)
+    shutil.rmtree(home, ignore_errors=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for command in (
+        [sys.executable, "-m", "venv", str(home)],
+        [*pip, "--editable", str(ROOT), "--requirement", str(requirements)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{done.stdout}{done.stderr}\n`{' '.join(command)}` failed.")
+
+
+def install_packages(*packages: str) -> None:
+    """Installs Debian packages, as root, without starting the services that come with them."""
+    print(f"Installing the Debian packages {', '.join(packages)} (they stay on this machine) ...", flush=True)
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", *packages]):
+            env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+            if done.returncode:
+                sys.exit(f"{done.stdout}{done.stderr}\n`{' '.join(command)}` failed.")
+    finally:
+        if ours:
+            policy.unlink()
