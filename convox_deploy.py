@@ -581,6 +581,9 @@ class Deploy:
             self.remove_old_result()
             yield
             self.commands.raise_if_stopped()
+            if self.problems:  # of a dry run
+                self.current_step = "preflight"
+                raise DeployError("\n".join(self.problems))
         except DeployError as stopped:
             error = stopped
         except OSError as stopped:
@@ -761,8 +764,8 @@ class Deploy:
     def check_convox(self) -> Iterator[str]:
         self.build_flags = self.flags_of("build")
         self.promote_flags = self.flags_of("releases", "promote")
-        if not self.build_flags & {"--manifest", "--file"}:
-            yield "`convox build --help` lists neither --manifest nor --file. Install the Convox CLI, or a newer one."
+        if not (self.build_flags & {"--manifest", "--file"} and "--app" in self.promote_flags):
+            yield "The help of this convox CLI lists no --manifest, --file or --app. Install the Convox CLI anew."
         elif APP.fullmatch(self.settings.app):
             try:
                 self.release_before = self.running_release(may_be_refused=True)
@@ -926,7 +929,7 @@ class Deploy:
         return "Nothing was released or promoted."
 
     def report(self, error: DeployError | None) -> None:
-        if self.current_step not in ("", "preflight"):
+        if self.current_step not in ("", "preflight") and not self.settings.dry_run:
             rows = {**self.seconds, "total": sum(self.seconds.values())}
             say("\n" + "\n".join(f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()))
         if error:

@@ -19,11 +19,11 @@ def use_environment(requirements: Path) -> None:
 
     Returns if the script runs there already. Needs the network on first use.
     """
-    wanted = requirements_hash(requirements)
-    home = ROOT / ".sandbox" / f"{requirements.parent.name}-python{sys.version_info[0]}.{sys.version_info[1]}"
-    stamp = home / "requirements.sha256"
+    home = ROOT / ".sandbox" / requirements.parent.name
     if Path(sys.prefix) == home:
         return
+    stamp = home / "made-for"
+    wanted = made_for(requirements)
     if not stamp.exists() or stamp.read_text() != wanted:
         make_environment(home, requirements)
         stamp.write_text(wanted)
@@ -31,9 +31,11 @@ def use_environment(requirements: Path) -> None:
     os.execv(python, [python, *sys.argv])
 
 
-def requirements_hash(requirements: Path) -> str:
-    files = [ROOT / "pyproject.toml", *sorted(ROOT.glob("*/requirements.txt")), *ROOT.glob("*/*/requirements.txt")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, requirements])).hexdigest()
+def made_for(requirements: Path) -> str:
+    """Returns what an environment depends on: a change of it means a new one."""
+    files = [requirements, ROOT / "pyproject.toml", ROOT / "examples" / "sandbox" / "requirements.txt"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return f"{sys.version}\n{digest}\n"
 
 
 def make_environment(home: Path, requirements: Path) -> None:

@@ -84,7 +84,7 @@ class Sandbox:
     """The running sandbox. `env` is the environment to deploy in, `registry_host` begins the image names.
 
     `say` is given a line for each thing that is set up outside of the sandbox's own directory.
-    Only one sandbox runs on a machine at a time; a second one waits for the first.
+    Only one sandbox with ECR runs on a machine at a time; a second one waits for the first.
     """
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
@@ -108,12 +108,8 @@ class Sandbox:
         self.stack.close()
 
     def set_up(self) -> None:
-        lock = self.stack.enter_context(open(os.path.join(tempfile.gettempdir(), "convox-sandbox.lock"), "w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.say("Another sandbox runs on this machine; waiting for it to end ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if self.has_ecr:
+            self.take_turns()
         self.directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="convox-sandbox-")))
         self.env = self.make_environment()
         if self.has_ecr:
@@ -125,6 +121,14 @@ class Sandbox:
         else:
             self.start_plain_registry()
         self.make_rack()
+
+    def take_turns(self) -> None:
+        lock = self.stack.enter_context(open("/run/lock/convox-sandbox", "w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.say("Another sandbox has ECR's address on this machine; waiting for it to end ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
     def make_environment(self) -> dict[str, str]:
         """Returns our environment without what names other racks, registries and clouds."""
@@ -194,7 +198,8 @@ class Sandbox:
         self.stack.callback(self.remove_containers)
 
     def remove_containers(self) -> None:
-        if ids := self.run("docker", "ps", "--all", "--quiet", "--filter", "label=convox.app").stdout.split():
+        ours = f"label=convox.rack={self.env['CONVOX_STANDIN']}"
+        if ids := self.run("docker", "ps", "--all", "--quiet", "--filter", ours).stdout.split():
             self.run("docker", "rm", "--force", *ids)
 
     def remove_our_images(self) -> None:
