@@ -667,7 +667,10 @@ class Deploy:
             env=self.settings.convox_environment(),
             tee=True,
         )
-        self.release_id = "RELEASE_ID" if self.settings.dry_run else self.new_release(output.out)
+        if self.settings.dry_run:
+            self.release_id = "RELEASE_ID"
+            return
+        self.release_id = self.new_release(output.out)
         say(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
 
     @step
@@ -914,6 +917,8 @@ class Deploy:
     def state(self, error: DeployError) -> str:
         """Returns in what state the app is left."""
         app, release = self.settings.app, self.release_id
+        if self.settings.dry_run:
+            return "This was a dry run: nothing was changed."
         if self.promote_asked:
             return (
                 f"The rack was asked to promote {release} and may still be at it: `convox apps info --app {app}` tells,"

@@ -101,7 +101,7 @@ def test_the_hooks_in_examples_work(sandbox: Any, new_app: NewApp) -> None:
     bundle.write_text(
         "#!/bin/sh\n"
         '[ "$3" = assets:precompile ] && echo compiled > /www/index.html\n'
-        '[ "$3" = db:migrate ] && echo "migrated by what is $(cat /www/index.html)"\n'
+        '[ "$3" = db:migrate ] && echo "migrated by what is $(cat /www/index.html)"\nexit 0\n'
     )
     bundle.chmod(0o755)
     with (app / "Dockerfile").open("a") as dockerfile:
