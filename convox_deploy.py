@@ -25,6 +25,7 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -54,11 +55,12 @@ __version__ = "0.1.0"
 
 STEPS = ("before_build", "build", "after_build", "push", "release", "before_release", "promote")
 FAILED, UNUSABLE, TIMED_OUT = 1, 2, 124  # exit statuses; after signal n it is 128 + n
+RETRY_PAUSES = (1, 5, 15)  # seconds
 GRACE_SECONDS = 10  # between TERM and KILL, as long as `docker stop` gives
 
 APP = re.compile(r"[a-z][a-z0-9-]*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-RELEASE = re.compile(r"R[A-Z]{5,}")  # the id of a build starts with B
+RELEASE = re.compile(r"R[A-Z]{9,10}")  # the id of a build starts with B
 IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
 REPOSITORY = re.compile(
@@ -70,6 +72,13 @@ ECR_REGISTRY = re.compile(
     r"\.(amazonaws\.(com(\.cn)?|eu)|on\.(aws|amazonwebservices\.com\.cn)"
     r"|sc2s\.sgov\.gov|c2s\.ic\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)"
 )
+PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a little later
+    r"throttl|too ?many ?requests|rate exceeded|\b50[0234]\b|internal server error|service ?unavailable|bad gateway"
+    r"|connection (reset|refused|was closed|timed out)|broken pipe|\bEOF\b|i/o timeout|handshake timeout|read timeout"
+    r"|could not connect to the endpoint|temporary failure in name resolution",
+    re.IGNORECASE,
+)
+NULL = "tag:yaml.org,2002:null"
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
 
 
@@ -79,6 +88,9 @@ class DeployError(Exception):
     def __init__(self, message: str, exit_status: int = FAILED) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+NO_RACK = {"CONVOX_PASSWORD": None, "RACK_URL": None}  # for programs that have no business with the rack
 
 
 # --- settings -------------------------------------------------------------------------
@@ -101,15 +113,17 @@ class Settings(NamedTuple):
 
     def problems(self) -> list[str]:
         """Returns what is wrong with the settings themselves, each with the way out."""
-        env = os.environ.get
-        tag, release, args, host = self.tag or "", self.release or "", self.docker_build_args, env("CONVOX_HOST") or ""
+        env, release, args = os.environ.get, self.release, self.docker_build_args
+        host, url_host = env("CONVOX_HOST") or "", url_parts(env("RACK_URL") or "").host
+        half_a_login = bool(host) != bool(env("CONVOX_PASSWORD")) and not self.rack and not url_host
         two_racks = self.rack == env("CONVOX_RACK") and env("RACK_NAME") not in (None, "", self.rack)
-        directory = os.path.dirname(self.result or "") or "."
+        empty = [name for name in ("rack", "file", "tag", "result", "release") if getattr(self, name) == ""]
         wrong = {
+            f"--{''.join(empty[:1])} is empty. Give it a value, or leave it out.": empty,
             f"{self.app!r} is no name of a Convox app: those are lower-case letters, digits and dashes, a letter"
             " first. Set APP_NAME; without it the directory's name is taken.": not APP.fullmatch(self.app),
-            f"IMAGE_TAG {tag!r} is no docker tag. Use at most 128 letters, digits, dots, dashes and underscores,"
-            " no dot or dash first.": tag and not TAG.fullmatch(tag),
+            f"IMAGE_TAG {self.tag!r} is no docker tag. Use at most 128 letters, digits, dots, dashes and underscores,"
+            " no dot or dash first.": self.tag and not TAG.fullmatch(self.tag),
             f"--release {release!r} is no release id. Those look like RABCDEFGHIJ; `convox releases --app {self.app}`"
             " lists them.": release and not RELEASE.fullmatch(release),
             "--release with --no-promote leaves nothing to do. Leave one of them out.": release and self.no_promote,
@@ -117,15 +131,19 @@ class Settings(NamedTuple):
             f"{''.join(args[:1])!r} is not understood. APP_NAME or --app names the app, and arguments for docker build"
             " go after `--`.": args and not args[0].startswith("-"),
             "CONVOX_RACK and RACK_NAME name different racks. Unset one of them.": two_racks,
-            f"RACK_URL and CONVOX_RACK ({self.rack}) each name a rack. Unset one.": self.rack and env("RACK_URL"),
+            f"RACK_URL and CONVOX_RACK ({self.rack}) each name a rack. Unset one.": self.rack and url_host,
+            f"RACK_URL and CONVOX_HOST ({host}) name different racks. Unset one.": host
+            and url_host not in ("", host.partition(":")[0]),
             f"CONVOX_HOST {host!r} is no host name. Write it without https:// and without a path.": host
             and not HOST.fullmatch(host),
-            f"--result {self.result}: no file can be written there. Name a directory that is there and"
-            " writable.": self.result and not (os.access(directory, os.W_OK) and not os.path.isdir(self.result)),
+            "CONVOX_HOST and CONVOX_PASSWORD go together: with one of them alone, the convox CLI takes the rack that"
+            " it is logged in to. Set both, or name the rack with CONVOX_RACK.": half_a_login,
+            f"--result {self.result}: no file can be written there. Name a file in a directory that is there and"
+            " writable.": self.result and not can_be_written(self.result),
         }
         return [message for message, is_so in wrong.items() if is_so]
 
-    def convox_environment(self) -> dict[str, str]:
+    def convox_environment(self) -> dict[str, str | None]:
         """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
 
         CONVOX_HOST and CONVOX_PASSWORD name the rack up to Convox v2; v3 wants it as RACK_URL.
@@ -134,8 +152,29 @@ class Settings(NamedTuple):
         if self.rack:
             return {"CONVOX_RACK": self.rack}
         if host and password and not os.environ.get("RACK_URL"):
-            return {"RACK_URL": f"https://convox:{urllib.parse.quote(password, safe='')}@{host}"}
+            return {"RACK_URL": f"https://convox:{percent_encoded(password)}@{host}"}
         return {}
+
+
+class UrlParts(NamedTuple):
+    password: str
+    host: str
+
+
+def url_parts(url: str) -> UrlParts:
+    match = re.match(r"https?://(?:[^/@:]*:?([^/@]*)@)?([^/:?#]*)", url)
+    return UrlParts(urllib.parse.unquote(match[1] or ""), match[2]) if match else UrlParts("", "")
+
+
+def percent_encoded(secret: str) -> str:
+    return urllib.parse.quote(os.fsencode(secret), safe="")
+
+
+def can_be_written(path: str) -> bool:
+    """Says whether a file can be put at `path`: a device or a link there would be replaced by it."""
+    return os.access(os.path.dirname(path) or ".", os.W_OK) and (
+        not os.path.lexists(path) or (os.path.isfile(path) and not os.path.islink(path))
+    )
 
 
 # --- manifest -------------------------------------------------------------------------
@@ -185,6 +224,8 @@ class Manifest(NamedTuple):
 def read_manifest(path: str) -> Manifest:
     """Reads a manifest of any shape that Convox takes. Raises DeployError, with a line for each thing wrong."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DeployError(f"{path} is no file. Name the manifest with DOCKER_COMPOSE.")
         text = Path(path).read_bytes().decode("utf-8")
         return Manifest(text, tuple(find_services(text)))
     except FileNotFoundError:
@@ -200,7 +241,7 @@ def read_manifest(path: str) -> Manifest:
         problem = f"is not valid YAML: {str(error).splitlines()[0]}."
     except RecursionError:
         problem = "is nested too deeply, or a merge key in it leads back to itself."
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         problem = str(error)
     raise DeployError("\n".join(f"{path} {line}" for line in problem.splitlines()))
 
@@ -217,7 +258,7 @@ def find_services(text: str) -> list[Service]:
     services: list[Service] = []
     for name, node in nodes.items():
         try:
-            services += read_service(name, entries(node), text, scalars)
+            services += read_service(name, given(entries(node)), text, scalars)
         except ValueError as error:
             problems.append(f"service {name}: {error}")
     builds: dict[int, Build] = {}
@@ -239,10 +280,11 @@ def duplicate_keys(root: yaml.Node) -> Iterator[str]:
         children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             children = [child for _, child in node.value]
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for n, key in enumerate(keys):
-                if key.value in [earlier.value for earlier in keys[:n]]:
+            keys: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in keys:
                     yield f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice. Take one out."
+                keys.add(key.value)
         todo += [child for child in children if child not in seen]
         seen.update(children)
 
@@ -261,6 +303,10 @@ def entries(node: yaml.Node) -> dict[str, yaml.Node]:
     return {**merged, **own}
 
 
+def given(mapping: Mapping[str, yaml.Node]) -> dict[str, yaml.Node]:
+    return {key: node for key, node in mapping.items() if node.tag != NULL}
+
+
 def read_service(
     name: str, service: Mapping[str, yaml.Node], text: str, scalars: Mapping[int, yaml.Token]
 ) -> list[Service]:
@@ -272,6 +318,8 @@ def read_service(
     node = service["image"]
     image = scalar(node, "image")
     repository, _, tag = image.rpartition(":")
+    if tag.strip() == "TAG" != tag:
+        raise ValueError(f"image {image!r} has white space behind TAG. Take it out.")
     if tag != "TAG":
         if "build" in service:
             raise ValueError(f"its build: is not used, as {image} does not end in :TAG. Write :TAG, or drop the build:")
@@ -292,7 +340,7 @@ def read_service(
 def read_build(service: Mapping[str, yaml.Node]) -> Build:
     """Returns what to build for a service, by its `build:` in the words of compose or of convox.yml. Else `.`"""
     node = service.get("build")
-    keys = entries(node) if isinstance(node, yaml.MappingNode) else {"context": node} if node else {}
+    keys = given(entries(node)) if isinstance(node, yaml.MappingNode) else {"context": node} if node else {}
     if unknown := sorted(keys.keys() - {"context", "path", "dockerfile", "manifest", "args", "target"}):
         raise ValueError(f"build.{unknown[0]} is not passed on. Drop it, and give docker build its option after --")
 
@@ -309,11 +357,12 @@ def read_build(service: Mapping[str, yaml.Node]) -> Build:
 
 def build_args(node: yaml.Node) -> Iterator[str]:
     """Yields NAME=value, or NAME alone where docker is to take the value from the environment."""
+    if isinstance(node, yaml.ScalarNode):
+        raise ValueError("build.args is neither a list nor a mapping.")
     if isinstance(node, yaml.SequenceNode):
         yield from (written_out(item, "build.args") for item in node.value)
     for name, value in entries(node).items():
-        is_null = value.tag == "tag:yaml.org,2002:null"
-        yield name if is_null else f"{name}={written_out(value, 'build.args')}"
+        yield name if value.tag == NULL else f"{name}={written_out(value, 'build.args')}"
 
 
 def written_out(node: yaml.Node, key: str) -> str:
@@ -343,6 +392,32 @@ class Output(NamedTuple):
         return (self.err.strip() or "it said nothing").splitlines()[-1].strip()
 
 
+LIVE, KEEP, TEE = "live", "keep", "tee"  # a stream goes straight to ours, is kept for us to read, or both
+
+
+@dataclass
+class Stream:
+    """A stream of a running program that we read: the end of it is kept, and it is shown if `shown_on` says where."""
+
+    shown_on: int | None = None
+    kept: bytes = b""
+    unshown: bytes = b""
+
+    def take(self, chunk: bytes) -> None:
+        self.kept = (self.kept + chunk)[-65536:]  # answers are short, and logs may be of any length
+        if self.shown_on:
+            whole_lines, line_end, self.unshown = (self.unshown + chunk).rpartition(b"\n")
+            self.show(whole_lines + line_end)
+
+    def show(self, data: bytes) -> None:
+        if data:
+            click.echo(redacted(data.decode(errors="replace")), nl=False, err=self.shown_on == 2)
+
+    def flush(self) -> None:
+        self.show(self.unshown)
+        self.unshown = b""
+
+
 class Commands:
     """Runs external programs through sh, one at a time, each in a session of its own.
 
@@ -365,56 +440,67 @@ class Commands:
 
     def ask(self, *argv: str, **how: Any) -> Output:
         """Runs a command unseen, also in a dry run, and returns what it said, whatever its exit status."""
-        return self.run(argv, capture=True, **how)
+        return self.run(argv, out=KEEP, err=KEEP, **how)
 
     def do(self, *argv: str, **how: Any) -> Output:
         """Shows and runs a command that changes something; a dry run only shows it. Raises DeployError if it fails."""
-        say(f"$ {shlex.join(argv)}", dim=True)
+        show(argv)
         output = Output(0, "", "") if self.dry_run else self.run(argv, **how)
         if output.status:
             raise failure(argv, output)
         return output
 
-    def run(
+    def run(self, argv: tuple[str, ...], repeatable: bool = False, **how: Any) -> Output:
+        """Runs a command as `_run` does; a repeatable one again, after a pause, if it fails for a passing reason."""
+        for seconds in RETRY_PAUSES if repeatable else ():
+            output = self._run(argv, **how)
+            if not output.status or not PASSING.search(output.err):
+                return output
+            warn(f"`{self.name}` failed: {output.complaint} Trying again in {seconds} s.")
+            self._run(("sleep", str(seconds)))  # as a command, so that a signal ends it
+        return self._run(argv, **how)
+
+    def _run(
         self,
         argv: tuple[str, ...],
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         cwd: str | None = None,
         stdin: int | str | None = None,
-        capture: bool = False,
-        tee: bool = False,
+        out: str = LIVE,
+        err: str = LIVE,
     ) -> Output:
-        """Runs a command to its end, with `env` added to our environment.
+        """Runs a command to its end, with `env` added to our environment, less what is None in it.
 
-        Its output goes straight to ours. With `capture` it is returned instead, and with `tee` its
-        stdout is both shown and returned; of stdout the last 64 KiB are kept. `stdin` is a file
-        descriptor, a text, or None for an empty one. Raises DeployError if we are stopped.
+        `stdin` is a file descriptor, a text, or None for an empty one. Of a stream that is kept the
+        last 64 KiB are returned. Raises DeployError if we are stopped.
         """
         self.raise_if_stopped()
         self.name = command_name(argv)
-        with contextlib.ExitStack() as files:
-            stderr = files.enter_context(tempfile.TemporaryFile())
-            read_end, write_end = os.pipe()
-            files.callback(os.close, read_end)
-            options: dict[str, Any] = {
-                "_env": {**os.environ, **(env or {})},
-                "_cwd": cwd,
-                "_in": files.enter_context(open(os.devnull, "rb")) if stdin is None else stdin,
-                "_out": write_end if capture or tee else 1,
-                "_err": stderr if capture else 2,
-                "_ok_code": range(-64, 256),
-            }
+        environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            streams, ends = {}, []
+            for number, mode in ((1, out), (2, err)):
+                if mode == LIVE:
+                    ends.append(number)
+                else:
+                    read_end, write_end = os.pipe()
+                    ours.callback(os.close, read_end)
+                    theirs.callback(os.close, write_end)
+                    streams[read_end] = Stream(number if mode == TEE else None)
+                    ends.append(write_end)
+            options: dict[str, Any] = {"_env": environment, "_cwd": cwd, "_out": ends[0], "_err": ends[1]}
+            options["_in"] = theirs.enter_context(open(os.devnull, "rb")) if stdin is None else stdin
+            options.update(_ok_code=range(-64, 256), _encoding="utf-8", _bg=True, _bg_exc=False, _new_session=True)
             try:
-                running = sh.Command(argv[0])(*argv[1:], _bg=True, _bg_exc=False, _new_session=True, **options)
+                running = sh.Command(argv[0])(*argv[1:], **options)
             except (sh.CommandNotFound, sh.ForkException, OSError) as error:
                 raise DeployError(why_not_started(argv[0], error)) from None
-            finally:
-                os.close(write_end)
+            theirs.close()
             self._group = running.process.pgid
             if self.stopped_by is not None:
                 self._end_group(signal.SIGTERM)
             try:
-                stdout = read_all(read_end, show=tee)
+                read_streams(streams, running)
             except OSError:  # nobody reads our output any more
                 self._end_group(signal.SIGKILL)
                 raise
@@ -422,9 +508,10 @@ class Commands:
                 status = running.wait().exit_code
                 self._await_group_end()
                 self._group = None
-            self.raise_if_stopped()
-            stderr.seek(0)
-            return Output(status, stdout, stderr.read().decode(errors="replace"))
+        self.raise_if_stopped()
+        kept = [stream.kept.decode(errors="replace") for stream in streams.values()]
+        texts = [kept.pop(0) if mode != LIVE else "" for mode in (out, err)]
+        return Output(status, *texts)
 
     def raise_if_stopped(self) -> None:
         during = f" during `{self.name}`" if self.name else ""
@@ -455,13 +542,23 @@ class Commands:
                 time.sleep(0.05)
 
 
-def read_all(descriptor: int, show: bool) -> str:
-    kept = b""
-    while chunk := os.read(descriptor, 65536):
-        if show:
-            click.echo(chunk, nl=False)
-        kept = (kept + chunk)[-65536:]
-    return kept.decode(errors="replace")
+def read_streams(streams: Mapping[int, Stream], running: Any) -> None:
+    """Reads until all writers are gone, or `running` is: a daemon that it left behind may keep a stream open."""
+    left = set(streams)
+    while left:
+        is_alive = running.process.is_alive()[0]
+        ready = select.select(left, [], [], 0.2)[0]
+        for descriptor in ready:
+            chunk = os.read(descriptor, 65536)
+            streams[descriptor].take(chunk)
+            left -= set() if chunk else {descriptor}
+        if not ready:
+            for stream in streams.values():
+                stream.flush()
+            if not is_alive:
+                break
+    for stream in streams.values():
+        stream.flush()
 
 
 def command_name(argv: tuple[str, ...]) -> str:
@@ -471,10 +568,15 @@ def command_name(argv: tuple[str, ...]) -> str:
 
 def why_not_started(program: str, error: Exception) -> str:
     if isinstance(error, sh.CommandNotFound):
-        where = {"docker": "docs.docker.com/engine/install", "convox": "docs.convox.com/installation/cli"}
-        get_it = f" Get it from https://{where.get(program, 'docs.aws.amazon.com/cli')}/"
-        return f"{program} is not installed, or not on the PATH.{get_it if '/' not in program else ''}"
+        return f"{program} is not installed, or not on the PATH.{GET_IT.get(program, '')}"
     return f"{program} cannot be started: {str(error).strip().splitlines()[-1]}."
+
+
+GET_IT = {
+    "docker": " Get it from https://docs.docker.com/engine/install/",
+    "aws": " Get it from https://docs.aws.amazon.com/cli/",
+    "convox": " Get it from https://docs.convox.com/installation/cli/",
+}
 
 
 def failure(argv: tuple[str, ...], output: Output) -> DeployError:
@@ -486,18 +588,22 @@ def failure(argv: tuple[str, ...], output: Output) -> DeployError:
 
 
 def redacted(text: str) -> str:
-    """Returns `text` without the secrets that our environment holds."""
+    """Returns `text` without the secrets that our environment holds, as they are or as part of a URL."""
     secrets = [value for name, value in os.environ.items() if re.search("PASSWORD|SECRET|TOKEN", name)]
-    secrets.append(urllib.parse.urlsplit(os.environ.get("RACK_URL", "")).password or "")
-    for secret in secrets:
+    for secret in [*secrets, url_parts(os.environ.get("RACK_URL", "")).password]:
         if len(secret) >= 6:  # a shorter one would take ordinary words with it
-            text = text.replace(secret, "***").replace(urllib.parse.quote(secret, safe=""), "***")
+            text = text.replace(secret, "***").replace(percent_encoded(secret), "***")
     return text
 
 
 def say(text: str, err: bool = False, **style: Any) -> None:
     colour = False if os.environ.get("NO_COLOR") else None  # None: only on a terminal
     click.echo(click.style(redacted(text), **style), err=err, color=colour)
+
+
+def show(*commands: tuple[str, ...], operator: str = " | ") -> None:
+    """Shows commands as they could be typed."""
+    say(f"$ {operator.join(shlex.join(map(redacted, argv)) for argv in commands)}", dim=True)
 
 
 def warn(text: str) -> None:
@@ -514,7 +620,6 @@ class Image:
     build: Build
     local: str
     services: list[Service] = field(default_factory=list)
-    is_built: bool = False
     tag: str = ""
     digests: dict[str, str] = field(default_factory=dict)  # by image reference, once pushed
 
@@ -563,7 +668,8 @@ class Deploy:
         self.images: list[Image] = []
         self.build_flags = {"--manifest", "--description", "--id"}  # until the CLI has said what it takes
         self.promote_flags = {"--wait"}
-        self.release_before: str | None = None  # None where the rack may not be asked
+        self.release_before: str | None = None  # what the rack ran; None where it may not be asked
+        self.release_after: str | None = None
         self.release_id = settings.release or ""
         self.promote_asked = self.promoted = False
         self.problems: list[str] = []
@@ -578,7 +684,6 @@ class Deploy:
         prepare_standard_streams()
         self.commands.handle_signals()
         try:
-            self.remove_old_result()
             yield
             self.commands.raise_if_stopped()
             if self.problems:  # of a dry run
@@ -587,11 +692,18 @@ class Deploy:
         except DeployError as stopped:
             error = stopped
         except OSError as stopped:
-            error = DeployError(f"{stopped.filename or 'A file'}: {stopped.strerror or stopped}.")
+            error = DeployError(f"{stopped.filename or 'Our own output'}: {stopped.strerror or stopped}.")
         finally:
             self.clean_up()
-        self.write_result(error)
-        self.report(error)
+        try:
+            self.write_result(error)
+        except OSError as unwritten:
+            error = error or DeployError(f"--result {self.settings.result} cannot be written: {unwritten.strerror}.")
+        try:
+            self.report(error)
+        except OSError:  # nobody reads it; the exit status and the result file tell
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if error:
             early = self.current_step in ("", "preflight") and error.exit_status == FAILED
             sys.exit(UNUSABLE if early else error.exit_status)
@@ -600,7 +712,9 @@ class Deploy:
     def preflight(self) -> None:
         """Checks all that can be checked before anything is changed, and reports all problems at once."""
         self.directory = tempfile.mkdtemp(prefix="convox-deploy-")
-        self.problems = [*self.settings.problems(), *self.check_hooks()]
+        wrong = self.settings.problems()
+        self.remove_old_result()
+        self.problems = [*wrong, *self.check_hooks()]
         wanted = [self.check_manifest, self.check_docker, self.check_registries] if not self.release_id else []
         for check in (self.check_git, *wanted, self.check_convox):
             try:
@@ -608,7 +722,7 @@ class Deploy:
             except DeployError as error:
                 self.commands.raise_if_stopped()
                 self.problems.append(str(error))
-        there_is_a_plan = (self.images or self.release_id) and not self.settings.problems()
+        there_is_a_plan = (self.images or self.release_id) and not wrong
         if self.problems and not (self.settings.dry_run and there_is_a_plan):
             raise DeployError("\n".join(self.problems))
         say(self.summary())
@@ -629,9 +743,9 @@ class Deploy:
                 *self.settings.docker_build_args,
                 *("--iidfile", str(id_file), "--tag", image.local),
                 f"./{build.context}" if build.context.startswith("-") else build.context,
+                env=NO_RACK,
             )
-            image.is_built = not self.settings.dry_run
-            if image.is_built and not (id_file.exists() and IMAGE_ID.match(id_file.read_text())):
+            if not self.settings.dry_run and not (id_file.exists() and IMAGE_ID.match(id_file.read_text())):
                 raise DeployError("`docker build` reported success, but left no image id. Is this the real docker?")
 
     @step
@@ -645,8 +759,8 @@ class Deploy:
             for repository in image.repositories:
                 reference = f"{repository}:{image.tag}"
                 self.make_repository(repository)
-                self.commands.do("docker", "tag", image.local, reference)
-                self.commands.do("docker", "push", reference)
+                self.commands.do("docker", "tag", image.local, reference, env=NO_RACK)
+                self.push_image(reference)
                 image.digests[reference] = self.pushed_digest(reference)
 
     @step
@@ -665,7 +779,8 @@ class Deploy:
             *({"--id"} & self.build_flags),
             cwd=str(directory),
             env=self.settings.convox_environment(),
-            tee=True,
+            out=KEEP if "--id" in self.build_flags else TEE,
+            err=TEE,
         )
         if self.settings.dry_run:
             self.release_id = "RELEASE_ID"
@@ -682,16 +797,16 @@ class Deploy:
         self.promote_asked = not self.settings.dry_run
         wait = {"--wait"} & self.promote_flags
         env = self.settings.convox_environment()
-        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env)
+        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env, out=TEE, err=TEE)
         if self.settings.dry_run:
             return
-        if self.release_before is None:
-            warn(f"this login may not ask the rack, so whether {self.release_id} runs was not checked.")
-        elif (running := self.running_release()) != self.release_id:
-            raise DeployError(
-                f"The rack took the promote, but {self.settings.app} runs {running or 'no release'}, not"
-                f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
-            )
+        if self.release_before is not None:
+            self.release_after = self.running_release()
+            if self.release_after != self.release_id:
+                raise DeployError(
+                    f"The rack took the promote, but {self.settings.app} runs {self.release_after or 'no release'}, not"
+                    f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
+                )
         self.promoted = True
 
     # --- the checks of preflight ---
@@ -744,25 +859,33 @@ class Deploy:
     def check_registries(self) -> Iterator[str]:
         """Logs docker in to ECR: before the build, which may want a base image from there and must not be in vain."""
         registries = {repository.split("/")[0] for image in self.images for repository in image.repositories}
-        for registry in sorted(registries):
-            match = ECR_REGISTRY.fullmatch(registry)
-            if not match or self.settings.skip_ecr_login:
-                continue
-            get_password = ("aws", "ecr", "get-login-password", "--region", match["region"])
-            login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
-            say(f"$ {shlex.join(get_password)} | {shlex.join(login)}", dim=True)
-            answer = self.commands.ask(*get_password)
-            password = answer.out.strip()
-            if answer.status or not password:
-                yield (
-                    f"aws gives no password for ECR in {match['region']}: {answer.complaint}\n"
-                    "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-                )
-            elif not self.settings.dry_run:
-                said = self.commands.ask(*login, stdin=password)
-                # A credential helper that cannot store a login is one that needs none.
-                if said.status and "error storing credentials" not in said.err:
-                    yield f"docker login to {registry} failed: {said.complaint.replace(password, '***')}"
+        for registry in sorted(registries) if not self.settings.skip_ecr_login else []:
+            try:
+                self.log_in(registry)
+            except DeployError as error:
+                self.commands.raise_if_stopped()
+                yield str(error)
+
+    def log_in(self, registry: str) -> None:
+        """Logs docker in to a registry of ECR; any other is used as docker is logged in to it."""
+        match = ECR_REGISTRY.fullmatch(registry)
+        if not match:
+            return
+        get_password = ("aws", "ecr", "get-login-password", "--region", match["region"])
+        login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
+        show(get_password, login)
+        answer = self.commands.ask(*get_password, repeatable=True, env=NO_RACK)
+        password = answer.out.strip()
+        if answer.status or not re.fullmatch("[!-~]+", password):
+            raise DeployError(
+                f"aws gives no password for ECR in {match['region']}: {answer.complaint}\n"
+                "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+            )
+        if not self.settings.dry_run:
+            said = self.commands.ask(*login, stdin=password, repeatable=True, env=NO_RACK)
+            # A credential helper that cannot store a login is one that needs none.
+            if said.status and "error storing credentials" not in said.err:
+                raise DeployError(f"docker login to {registry} failed: {said.complaint.replace(password, '***')}")
 
     def check_convox(self) -> Iterator[str]:
         self.build_flags = self.flags_of("build")
@@ -790,6 +913,8 @@ class Deploy:
 
     def run_hook(self) -> None:
         path = hook_path(self.current_step)
+        if problem := hook_problem(path):  # an earlier hook may have made it
+            raise DeployError(f"{path} {problem}")
         if not path.exists():
             return say(f"There is no {path}.")
         variables = self.hook_variables()
@@ -823,7 +948,7 @@ class Deploy:
         answer = self.commands.ask("git", *args)
         if answer.status or not answer.out.strip():
             raise DeployError(f"`git {args[0]}` failed: {answer.complaint}.")
-        return answer.out.strip()
+        return re.sub(r"[\x00-\x1f\x7f]+", " ", answer.out).strip()
 
     def content_tag(self, image: Image) -> str:
         """Returns a tag of commit and image id, new for new content only: racks cache images by their tag.
@@ -848,15 +973,27 @@ class Deploy:
         argv = ("aws", "ecr", "describe-repositories", *where, "--repository-names", name)
         create = ("aws", "ecr", "create-repository", *where, "--repository-name", name)
         if self.settings.dry_run:
-            return say(f"$ {shlex.join(argv)} || {shlex.join(create)}", dim=True)
-        answer = self.commands.ask(*argv)
+            return show(argv, create, operator=" || ")
+        answer = self.commands.ask(*argv, repeatable=True, env=NO_RACK)
         if "RepositoryNotFoundException" in answer.err:
-            say(f"$ {shlex.join(create)}", dim=True)
-            argv, answer = create, self.commands.ask(*create)
+            show(create)
+            argv, answer = create, self.commands.ask(*create, repeatable=True, env=NO_RACK)
         if "AccessDenied" in answer.err:
             warn(f"aws may not look up or make the repository {name}; the push will tell whether it is there.")
+        elif self.settings.skip_ecr_login and answer.status:
+            warn(f"aws cannot look up the repository {name}; the push will tell whether it is there.")
         elif answer.status and "RepositoryAlreadyExistsException" not in answer.err:
             raise failure(argv, answer)
+
+    def push_image(self, reference: str) -> None:
+        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, err=TEE, env=NO_RACK)
+        try:
+            push()
+        except DeployError as error:
+            if "token has expired" not in str(error):
+                raise
+            self.log_in(reference.split("/")[0])
+            push()
 
     def pushed_digest(self, reference: str) -> str:
         """Returns the digest by which the registry knows the image. Docker has one only after a real push."""
@@ -893,8 +1030,8 @@ class Deploy:
         """Returns the release that the app runs, empty for none. None: a deploy key may release, but not ask."""
         argv = ("convox", "api", "get", *self.rack_option(), f"/apps/{self.settings.app}")
         answer = self.commands.ask(*argv, env=self.settings.convox_environment())
-        if may_be_refused and answer.status and re.search("deploy key|permi|forbidden", answer.err, re.IGNORECASE):
-            warn(f"this login may not ask the rack, so {self.settings.app} was not checked: {answer.complaint}")
+        if may_be_refused and answer.status and re.search("deploy key|forbidden", answer.err, re.IGNORECASE):
+            warn(f"this login may not ask the rack what {self.settings.app} runs: {answer.complaint}")
             return None
         if answer.status:
             raise failure(argv, answer)
@@ -906,7 +1043,8 @@ class Deploy:
     # --- what is said, and what is left ---
 
     def summary(self) -> str:
-        rack = self.settings.rack or os.environ.get("CONVOX_HOST") or "of the convox login"
+        url_host, host = url_parts(os.environ.get("RACK_URL", "")).host, os.environ.get("CONVOX_HOST")
+        rack = self.settings.rack or url_host or host or "of the convox login"
         known = {"app": self.settings.app, "rack": rack, "commit": self.commit.describe, "runs": self.release_before}
         return ", ".join(f"{name} {value}" for name, value in known.items() if value)
 
@@ -917,8 +1055,8 @@ class Deploy:
     def state(self, error: DeployError) -> str:
         """Returns in what state the app is left."""
         app, release = self.settings.app, self.release_id
-        if self.settings.dry_run:
-            return "This was a dry run: nothing was changed."
+        if self.settings.dry_run or self.current_step in ("", "preflight"):
+            return "Nothing was changed."
         if self.promote_asked:
             return (
                 f"The rack was asked to promote {release} and may still be at it: `convox apps info --app {app}` tells,"
@@ -936,12 +1074,15 @@ class Deploy:
     def report(self, error: DeployError | None) -> None:
         if self.current_step not in ("", "preflight") and not self.settings.dry_run:
             rows = {**self.seconds, "total": sum(self.seconds.values())}
-            say("\n" + "\n".join(f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()))
+            with contextlib.suppress(OSError):
+                say("\n" + "\n".join(f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()))
         if error:
             say(f"\n{self.current_step or 'deploy'} failed:", err=True, fg="red", bold=True)
             say(f"{error}\n{self.state(error)}", err=True)
         elif self.settings.dry_run:
             say("\nThis was a dry run: nothing was changed.", bold=True)
+        elif self.promoted and self.release_after is None:
+            say(f"\nRelease {self.release_id} is promoted. Whether it runs, this login may not ask.", fg="yellow")
         elif self.promoted:
             say(f"\n{self.settings.app} runs {self.release_id}.", fg="green", bold=True)
         else:
@@ -949,13 +1090,14 @@ class Deploy:
 
     def write_result(self, error: DeployError | None) -> None:
         """Writes the result file, whole or not at all."""
-        if not self.settings.result or self.settings.dry_run:
+        if not self.settings.result or self.settings.dry_run or not can_be_written(self.settings.result):
             return
         result = {
             "status": "failed" if error else "succeeded",
             "app": self.settings.app,
             "release": self.release_id or None,
             "promoted": self.promoted,
+            "running": self.release_after,
             "tag": (self.images[0].tag if self.images else None) or None,
             "images": [
                 {"image": reference, "digest": digest, "services": [service.name for service in image.services]}
@@ -972,13 +1114,15 @@ class Deploy:
 
     def remove_old_result(self) -> None:
         """An earlier deploy's result must not stand for this one."""
-        if self.settings.result and not self.settings.dry_run:
-            Path(self.settings.result).unlink(missing_ok=True)
+        path = self.settings.result
+        if path and not self.settings.dry_run and os.path.exists(path) and can_be_written(path):
+            os.unlink(path)
 
     def clean_up(self) -> None:
         """Removes what is ours alone. The pushed images stay in docker: the next build starts from them."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        if built := [image.local for image in self.images if image.is_built]:
+        if "build" in self.seconds and not self.settings.dry_run:
+            built = [image.local for image in self.images]
             ours_alone: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
             with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException):
                 sh.Command("docker")("image", "rm", "--no-prune", *built, **ours_alone)
@@ -1008,6 +1152,11 @@ def hook_problem(path: Path) -> str | None:
         return "has Windows line ends. Save it with Unix ones (LF)."
     if not first_line.startswith((b"#!", b"\x7fELF")):
         return "does not say what runs it. Make its first line #!/bin/sh"
+    interpreter = os.fsdecode(b"".join(first_line[2:].split()[:1]))
+    if first_line.startswith(b"#!") and not os.path.exists(interpreter):
+        return (
+            f"wants to be run by {interpreter or 'nothing'}, which is not there. Mend its first line, or install that."
+        )
     return None
 
 
@@ -1028,9 +1177,18 @@ def setting(name: str, variable: str | list[str], help: str, **details: Any) -> 
     return click.option(name, envvar=variable, show_envvar=True, help=help, **details)
 
 
+def minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 60 * 24 * 365:
+            return float(text)
+    raise click.BadParameter(f"{text!r} is no number of minutes.")
+
+
 def app_by_directory() -> str:
     """Returns the name that the convox CLI itself would take: the directory's in lower case, with dots as dashes."""
-    return os.path.basename(os.getcwd()).lower().replace(".", "-")
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.basename(os.getcwd()).lower().replace(".", "-")
+    return ""  # the directory was removed
 
 
 def manifest_by_directory() -> str:
@@ -1052,7 +1210,7 @@ def manifest_by_directory() -> str:
     "--timeout",
     "DEPLOY_TIMEOUT",
     "Minutes for each step, 0 for no limit.",
-    type=click.FloatRange(min=0),
+    type=minutes,
     default=60,
     show_default=True,
 )

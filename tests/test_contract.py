@@ -369,6 +369,7 @@ def test_the_result_file_tells_of_success(world: World) -> None:
         "app": "shop",
         "release": "RNEWRELEASE",
         "promoted": True,
+        "running": "RNEWRELEASE",
         "tag": push.rpartition(":")[2],
         "images": [{"image": push.split()[-1], "digest": DIGEST, "services": ["web"]}],
         "failed_step": None,

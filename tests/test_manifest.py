@@ -99,6 +99,8 @@ BUILDS = {
     "": Build(),
     "build: app": Build("app"),
     "build: ''": Build("."),
+    "build: ~": Build("."),
+    "build: {context: , target: null}": Build("."),
     "build: {context: app}": Build("app"),
     "build: {context: app, dockerfile: D.prod, target: run}": Build("app", "D.prod", (), "run"),
     "build: {path: app, manifest: D.prod}": Build("app", "D.prod"),
@@ -169,6 +171,13 @@ PROBLEMS = {
         f"MANIFEST service web: image '{ECR}/Shop:TAG' is no image name."
         " Write <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG, in lower case"
     ),
+    service("image: 'r.io/shop:TAG '"): (
+        "MANIFEST service web: image 'r.io/shop:TAG ' has white space behind TAG. Take it out."
+    ),
+    service(f"image: {IMAGE}\n    build: {{args: A=1}}"): (
+        "MANIFEST service web: build.args is neither a list nor a mapping."
+    ),
+
     service("image: [x]"): "MANIFEST service web: image is not a single value.",
     service(f'image: "{ECR}/shop:T\\x41G"'): f"MANIFEST service web: image {IMAGE}: write it plainly, without escapes",
     service(f"image: {IMAGE}\n    build: {{context: ., cache_from: [x]}}"): (

@@ -1,0 +1,218 @@
+"""Every command of the lifecycle, failing in every way: never a green exit, never a promote after it."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from conftest import World
+
+PREFLIGHT, FAILED, TIMED_OUT = 2, 1, 124
+MARKER = "secret-of-the-environment"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the lifecycle: `start` is how its command line begins, `name` how messages name it."""
+
+    start: str
+    step: str
+    name: str = ""
+    number: int | None = None  # which of several calls
+    needs_success: bool = True  # False where what it says is looked at, whatever its exit status
+
+    @property
+    def said_as(self) -> str:
+        return self.name or " ".join(self.start.split()[:3])
+
+
+COMMANDS = [
+    Command("git rev-parse", "preflight", "git rev-parse"),
+    Command("git log", "preflight", "git log"),
+    Command("git describe", "preflight", "git describe"),
+    Command("docker version", "preflight", "docker"),
+    Command("aws ecr get-login-password", "preflight", "aws"),
+    Command("docker login", "preflight", "docker login"),
+    Command("convox build --help", "preflight", "convox"),
+    Command("convox releases promote --help", "preflight", "convox"),
+    Command("convox api get", "preflight", "convox api get", number=1),
+    Command("before_build", "before_build", "deploy/before_build.sh"),
+    Command("docker build", "build", "docker build"),
+    Command("after_build", "after_build", "deploy/after_build.sh"),
+    Command("docker image inspect --format {{.Id}}", "push", "docker image inspect", needs_success=False),
+    Command("aws ecr describe-repositories", "push", "aws ecr describe-repositories"),
+    Command("aws ecr create-repository", "push", "aws ecr create-repository"),
+    Command("docker tag", "push", "docker tag"),
+    Command("docker push", "push", "docker push"),
+    Command("docker image inspect --format {{json", "push", "docker image inspect", needs_success=False),
+    Command("convox build --app", "release", "convox build"),
+    Command("before_release", "before_release", "deploy/before_release.sh"),
+    Command("convox releases promote --app", "promote", "convox releases promote"),
+    Command("convox api get", "promote", "convox api get", number=2),
+]
+
+WAYS: dict[str, dict[str, Any]] = {
+    "exit 1": {"status": 1, "err": "it went wrong"},
+    "exit 127": {"status": 127},
+    "killed": {"signal": int(signal.SIGKILL)},
+    "terminated": {"signal": int(signal.SIGTERM)},
+    "garbage": {"out": "gar\x00bage \ud83d\ude00 {[<\n" * 3},
+    "nothing": {},
+    "never ending": {"hang": True},
+    "dying after partial output": {"out": '{"release": "RPART', "signal": int(signal.SIGSEGV)},
+}
+REPORTS_SUCCESS = ("garbage", "nothing")  # and has done nothing
+
+# Where a success that is none does no harm: git's words are cleaned for the tag, and hooks need do nothing.
+HARMLESS = {
+    *((start, way) for start in ("before_build", "after_build", "before_release") for way in REPORTS_SUCCESS),
+    *((start, "garbage") for start in ("git rev-parse", "git log", "git describe", "docker version")),
+}
+
+
+def matrix() -> list[Any]:
+    return [
+        pytest.param(command, way, id=f"{command.start} [{command.step}] {way}")
+        for command in COMMANDS
+        for way in WAYS
+        if (command.start, way) not in HARMLESS
+    ]
+
+
+@pytest.mark.parametrize(("command", "way"), matrix())
+def test_a_fault_is_never_green(world: World, command: Command, way: str) -> None:
+    world.add_git()
+    world.add_hooks()
+    world.rules[command.start] = {**WAYS[way], "number": command.number}
+    ran = world.deploy(env={"DEPLOY_TIMEOUT": "0.05" if way == "never ending" else None})
+    assert ran.status == expected_status(command, way), ran.text
+    assert is_named(command, way, ran.err), ran.err
+    assert "Traceback" not in ran.text
+    assert "the/rack's secret" not in ran.text and "token-of-ecr" not in ran.text
+    assert world.nothing_is_left()
+    promotes = world.commands("convox releases promote --app")
+    assert len(promotes) == (1 if command.step == "promote" else 0)
+    assert state_is_true(command, way, ran.err), ran.err
+
+
+def expected_status(command: Command, way: str) -> int:
+    if way == "never ending":
+        return TIMED_OUT
+    if way == "terminated" and command.step != "preflight" and command.needs_success:
+        return 128 + signal.SIGTERM
+    if command.start == "docker login" and way in REPORTS_SUCCESS:
+        return FAILED  # seen at the push
+    return PREFLIGHT if command.step == "preflight" else FAILED
+
+
+def is_named(command: Command, way: str, said: str) -> bool:
+    """Says whether the message names the step, and the command or what it left undone."""
+    if way in REPORTS_SUCCESS and command.start in ("docker login", "aws ecr describe-repositories", "docker tag"):
+        return "push failed:" in said and "`docker push` failed" in said
+    if way in REPORTS_SUCCESS and command.start == "aws ecr create-repository":
+        return "push failed:" in said and "`docker push` failed" in said
+    if way in REPORTS_SUCCESS and command.start.startswith("convox releases promote --app"):
+        return "promote failed:" in said and "shop runs ROLDRELEASE, not RNEWRELEASE" in said
+    if command.name == "docker image inspect" and way != "never ending":
+        return "push failed:" in said and ("docker has no image" in said or "it was not pushed" in said)
+    return f"{command.step} failed:" in said and command.said_as in said
+
+
+def state_is_true(command: Command, way: str, said: str) -> bool:
+    if command.step == "preflight" and command.start != "docker login":
+        return "Nothing was changed." in said
+    if command.step == "promote":
+        return "was asked to promote RNEWRELEASE" in said
+    if command.step == "before_release":
+        return "Nothing was promoted. Release RNEWRELEASE is built; go on with" in said
+    if command.step == "release" and way in ("never ending", "terminated"):
+        return "Nothing was promoted. The build may still run on the rack" in said
+    return "Nothing was changed." in said or "Nothing was released or promoted." in said
+
+
+@pytest.mark.parametrize(("start", "way"), sorted(HARMLESS))
+def test_a_fault_that_does_no_harm_stops_nothing(world: World, start: str, way: str) -> None:
+    world.add_git()
+    world.add_hooks()
+    world.rules[start] = WAYS[way]
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert (world.home / "running").read_text() == "RNEWRELEASE"
+
+
+@pytest.mark.parametrize("program", ["docker", "aws", "convox", "git"])
+def test_a_program_that_is_missing_is_named(world: World, program: str) -> None:
+    world.add_git()
+    (world.bin / program).unlink()
+    ran = world.deploy()
+    assert ran.status == PREFLIGHT
+    assert f"{program} is not installed, or not on the PATH." in ran.err
+    assert world.commands("docker build") == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "program", "step"),
+    [
+        ("before_build", "docker", "build"),
+        ("after_build", "docker", "push"),
+        ("after_build", "aws", "push"),
+        ("after_build", "convox", "release"),
+        ("before_release", "convox", "promote"),
+    ],
+)
+def test_a_program_that_goes_missing_on_the_way_is_named(world: World, hook: str, program: str, step: str) -> None:
+    world.write(f"deploy/{hook}.sh", f"#!/bin/sh\nrm {world.bin / program}\n", 0o755)
+    (world.bin / "rm").symlink_to("/bin/rm")
+    ran = world.deploy()
+    assert ran.status == FAILED
+    assert f"{step} failed:\n{program} is not installed, or not on the PATH." in ran.err
+    assert world.commands("convox releases promote --app") == []
+
+
+def test_clean_up_that_fails_changes_no_outcome(world: World) -> None:
+    world.rules["docker image rm"] = {"status": 1, "err": "in use"}
+    ran = world.deploy()
+    assert ran.status == 0 and "in use" not in ran.text
+
+
+def test_a_release_that_runs_already_is_no_new_release(world: World) -> None:
+    world.rules["convox build --app"] = {"out": "ROLDRELEASE"}
+    ran = world.deploy()
+    assert ran.status == FAILED
+    assert "named no new release: its last word is 'ROLDRELEASE'" in ran.err
+    assert world.commands("convox releases promote --app") == []
+
+
+def test_a_build_id_is_no_release(world: World) -> None:
+    world.rules["convox build --app"] = {"out": "BNEWBUILDXX"}
+    assert world.deploy().status == FAILED
+
+
+# --- races ----------------------------------------------------------------------------
+
+
+def test_a_release_that_somebody_else_promotes_meanwhile_is_told(world: World) -> None:
+    world.rules["convox api get"] = {"number": 2, "out": '{"release": "ROTHERRELEASE"}'}
+    ran = world.deploy()
+    assert ran.status == FAILED
+    assert "The rack took the promote, but shop runs ROTHERRELEASE, not RNEWRELEASE." in ran.err
+
+
+def test_the_release_of_our_build_is_promoted_and_not_the_latest(world: World) -> None:
+    world.rules["convox build --app"] = {"out": "log: latest release is RLATERXXXXX\nROURSXXXXXX"}
+    assert world.deploy().status == 0
+    assert world.commands("convox releases promote --app") == ["convox releases promote --app shop --wait ROURSXXXXXX"]
+
+
+def test_two_deploys_in_one_workspace_do_not_meet(world: World) -> None:
+    first, second = world.start("--no-promote"), world.start("--no-promote")
+    for process in (first, second):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, out + err
+    builds = [call for call in world.calls if call["argv"][:2] == ["docker", "build"]]
+    assert len({call["argv"][-2] for call in builds}) == 2  # local tags
+    assert len({call["argv"][3] for call in builds}) == 2  # files for the image id
+    assert len({call["cwd"] for call in world.calls if call["argv"][:3] == ["convox", "build", "--app"]}) == 2
+    assert world.nothing_is_left()
