@@ -90,9 +90,6 @@ class DeployError(Exception):
         self.exit_status = exit_status
 
 
-NO_RACK = {"CONVOX_PASSWORD": None, "RACK_URL": None}  # for programs that have no business with the rack
-
-
 # --- settings -------------------------------------------------------------------------
 
 
@@ -143,7 +140,7 @@ class Settings(NamedTuple):
         }
         return [message for message, is_so in wrong.items() if is_so]
 
-    def convox_environment(self) -> dict[str, str | None]:
+    def convox_environment(self) -> dict[str, str]:
         """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
 
         CONVOX_HOST and CONVOX_PASSWORD name the rack up to Convox v2; v3 wants it as RACK_URL.
@@ -381,6 +378,10 @@ def scalar(node: yaml.Node, key: str) -> str:
 # --- commands -------------------------------------------------------------------------
 
 
+def environment_without_the_rack() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("CONVOX_PASSWORD", "RACK_URL")}
+
+
 class Output(NamedTuple):
     status: int
     out: str
@@ -408,6 +409,8 @@ class Stream:
         if self.shown_on:
             whole_lines, line_end, self.unshown = (self.unshown + chunk).rpartition(b"\n")
             self.show(whole_lines + line_end)
+            if len(self.unshown) > 65536:
+                self.flush()
 
     def show(self, data: bytes) -> None:
         if data:
@@ -463,20 +466,20 @@ class Commands:
     def _run(
         self,
         argv: tuple[str, ...],
-        env: Mapping[str, str | None] | None = None,
+        env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         stdin: int | str | None = None,
         out: str = LIVE,
         err: str = LIVE,
     ) -> Output:
-        """Runs a command to its end, with `env` added to our environment, less what is None in it.
+        """Runs a command to its end, with `env` added to our environment; without it, less the rack's secrets.
 
         `stdin` is a file descriptor, a text, or None for an empty one. Of a stream that is kept the
         last 64 KiB are returned. Raises DeployError if we are stopped.
         """
         self.raise_if_stopped()
         self.name = command_name(argv)
-        environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+        environment = environment_without_the_rack() if env is None else {**os.environ, **env}
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             streams, ends = {}, []
             for number, mode in ((1, out), (2, err)):
@@ -488,7 +491,12 @@ class Commands:
                     theirs.callback(os.close, write_end)
                     streams[read_end] = Stream(number if mode == TEE else None)
                     ends.append(write_end)
-            options: dict[str, Any] = {"_env": environment, "_cwd": cwd, "_out": ends[0], "_err": ends[1]}
+            options: dict[str, Any] = {
+                "_env": environment,
+                "_cwd": cwd,
+                "_out": ends[0],
+                "_err": ends[1],
+            }
             options["_in"] = theirs.enter_context(open(os.devnull, "rb")) if stdin is None else stdin
             options.update(_ok_code=range(-64, 256), _encoding="utf-8", _bg=True, _bg_exc=False, _new_session=True)
             try:
@@ -711,7 +719,7 @@ class Deploy:
     @step
     def preflight(self) -> None:
         """Checks all that can be checked before anything is changed, and reports all problems at once."""
-        self.directory = tempfile.mkdtemp(prefix="convox-deploy-")
+        self.directory = make_temporary_directory()
         wrong = self.settings.problems()
         self.remove_old_result()
         self.problems = [*wrong, *self.check_hooks()]
@@ -743,7 +751,6 @@ class Deploy:
                 *self.settings.docker_build_args,
                 *("--iidfile", str(id_file), "--tag", image.local),
                 f"./{build.context}" if build.context.startswith("-") else build.context,
-                env=NO_RACK,
             )
             if not self.settings.dry_run and not (id_file.exists() and IMAGE_ID.match(id_file.read_text())):
                 raise DeployError("`docker build` reported success, but left no image id. Is this the real docker?")
@@ -759,7 +766,7 @@ class Deploy:
             for repository in image.repositories:
                 reference = f"{repository}:{image.tag}"
                 self.make_repository(repository)
-                self.commands.do("docker", "tag", image.local, reference, env=NO_RACK)
+                self.commands.do("docker", "tag", image.local, reference)
                 self.push_image(reference)
                 image.digests[reference] = self.pushed_digest(reference)
 
@@ -874,7 +881,7 @@ class Deploy:
         get_password = ("aws", "ecr", "get-login-password", "--region", match["region"])
         login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
         show(get_password, login)
-        answer = self.commands.ask(*get_password, repeatable=True, env=NO_RACK)
+        answer = self.commands.ask(*get_password, repeatable=True)
         password = answer.out.strip()
         if answer.status or not re.fullmatch("[!-~]+", password):
             raise DeployError(
@@ -882,7 +889,7 @@ class Deploy:
                 "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
             )
         if not self.settings.dry_run:
-            said = self.commands.ask(*login, stdin=password, repeatable=True, env=NO_RACK)
+            said = self.commands.ask(*login, stdin=password, repeatable=True)
             # A credential helper that cannot store a login is one that needs none.
             if said.status and "error storing credentials" not in said.err:
                 raise DeployError(f"docker login to {registry} failed: {said.complaint.replace(password, '***')}")
@@ -974,10 +981,10 @@ class Deploy:
         create = ("aws", "ecr", "create-repository", *where, "--repository-name", name)
         if self.settings.dry_run:
             return show(argv, create, operator=" || ")
-        answer = self.commands.ask(*argv, repeatable=True, env=NO_RACK)
+        answer = self.commands.ask(*argv, repeatable=True)
         if "RepositoryNotFoundException" in answer.err:
             show(create)
-            argv, answer = create, self.commands.ask(*create, repeatable=True, env=NO_RACK)
+            argv, answer = create, self.commands.ask(*create, repeatable=True)
         if "AccessDenied" in answer.err:
             warn(f"aws may not look up or make the repository {name}; the push will tell whether it is there.")
         elif self.settings.skip_ecr_login and answer.status:
@@ -986,7 +993,7 @@ class Deploy:
             raise failure(argv, answer)
 
     def push_image(self, reference: str) -> None:
-        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, err=TEE, env=NO_RACK)
+        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, err=TEE)
         try:
             push()
         except DeployError as error:
@@ -1021,8 +1028,8 @@ class Deploy:
         last_word = (output.split() or [""])[-1]
         if not RELEASE.fullmatch(last_word) or last_word == self.release_before:
             raise DeployError(
-                f"`convox build` reported success, but named no new release: its last word is {last_word[:40]!r}."
-                f" `convox releases --app {self.settings.app}` shows what there is."
+                "`convox build` reported success, but named no new release:"
+                f" its last word is {redacted(last_word)[:40]!r}. `convox releases --app {self.settings.app}` shows what there is."
             )
         return last_word
 
@@ -1123,9 +1130,10 @@ class Deploy:
         shutil.rmtree(self.directory, ignore_errors=True)
         if "build" in self.seconds and not self.settings.dry_run:
             built = [image.local for image in self.images]
-            ours_alone: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
+            # Not through `commands`: after a signal they run nothing more.
+            how: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
             with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException):
-                sh.Command("docker")("image", "rm", "--no-prune", *built, **ours_alone)
+                sh.Command("docker")("image", "rm", "--no-prune", *built, _env=environment_without_the_rack(), **how)
 
 
 def option(name: str, value: str | None) -> tuple[str, ...]:
@@ -1158,6 +1166,21 @@ def hook_problem(path: Path) -> str | None:
             f"wants to be run by {interpreter or 'nothing'}, which is not there. Mend its first line, or install that."
         )
     return None
+
+
+def make_temporary_directory() -> str:
+    """Returns a new directory that files can be written to. Raises DeployError."""
+    directory = ""
+    try:
+        directory = tempfile.mkdtemp(prefix="convox-deploy-")
+        Path(directory, "room").write_bytes(bytes(65536))
+        Path(directory, "room").unlink()
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise DeployError(
+            f"No temporary file can be made: {error.strerror}. Set TMPDIR to where there is room."
+        ) from None
+    return directory
 
 
 def prepare_standard_streams() -> None:

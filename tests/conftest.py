@@ -101,8 +101,8 @@ class World:
         (self.home / "rules.json").write_text(json.dumps(self.rules))
         (self.home / "calls.jsonl").touch()
         environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-        return subprocess.Popen([sys.executable, TOOL, *args], cwd=self.app, env=environment, text=True, **pipes)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, TOOL, *args], cwd=self.app, env=environment, **{**pipes, **how})
 
     def deploy(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> Ran:
         """Deploys, and returns how that ended."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World
+from conftest import ROOT, World
 
 PREFLIGHT, FAILED, TIMED_OUT = 2, 1, 124
 MARKER = "secret-of-the-environment"
@@ -216,3 +220,71 @@ def test_two_deploys_in_one_workspace_do_not_meet(world: World) -> None:
     assert len({call["argv"][3] for call in builds}) == 2  # files for the image id
     assert len({call["cwd"] for call in world.calls if call["argv"][:3] == ["convox", "build", "--app"]}) == 2
     assert world.nothing_is_left()
+
+
+# --- the machine ----------------------------------------------------------------------
+
+
+# The last place that tempfile looks in is the current directory, and before it /tmp: here there is TMPDIR alone.
+WITH_ONE_TEMPORARY_DIRECTORY = """
+import os, tempfile
+tempfile._candidate_tempdir_list = lambda: [os.environ["TMPDIR"]]
+import convox_deploy
+convox_deploy.main()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system takes root")
+@pytest.mark.parametrize("options", ["size=4k", "size=8k", "ro"])
+def test_a_temporary_directory_that_is_full_or_read_only_is_told(world: World, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", world.tmp], check=True)
+    try:
+        if options == "size=4k":
+            (world.tmp / "something").write_bytes(b"x" * 4096)
+        (world.home / "calls.jsonl").touch()
+        done = subprocess.run(
+            [sys.executable, "-c", WITH_ONE_TEMPORARY_DIRECTORY],
+            cwd=world.app,
+            env={**world.env, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert [path.name for path in world.tmp.iterdir()] == ["something"][: options == "size=4k"]
+    finally:
+        subprocess.run(["umount", world.tmp], check=True)
+    assert done.returncode == PREFLIGHT
+    assert "No temporary file can be made: " in done.stderr and "Set TMPDIR to where there is room." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert world.calls == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
+def test_a_hook_that_prints_a_gigabyte_passes_through_whole_and_in_constant_memory(world: World) -> None:
+    lines = 2_000_000  # of 512 bytes
+    line = "x" * 500 + " {number:010d}"
+    world.write(
+        "deploy/before_build.sh",
+        f"#!{sys.executable}\nimport sys\nw = sys.stdout.write\n"
+        f"for n in range({lines}):\n    w({line[:500]!r} + f' {{n:010d}}\\n')\n",
+        0o755,
+    )
+    process = world.start("--no-promote", text=False)
+    log: Any = process.stdout
+    peak = seen = 0
+    for log_line in log:
+        if log_line.startswith(b"x" * 500):
+            assert int(log_line[501:]) == seen
+            seen += 1
+            if seen % 100_000 == 0:
+                peak = max(peak, resident_kilobytes(process.pid))
+    assert process.wait(60) == 0
+    assert seen == lines
+    assert 0 < peak < 60_000
+
+
+def resident_kilobytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_a_push_without_the_ecr_login_is_refused(sandbox: Any, new_app: NewApp) 
     said = deploy(sandbox, app, status=1, SKIP_ECR_AUTH="1", DOCKER_CONFIG=str(app / "no-login"))
     assert "no basic auth credentials" in said
     assert "push failed:" in said and "Nothing was released or promoted." in said
+
+
+def test_a_registry_that_dies_during_a_push_and_comes_back_gets_the_image(sandbox: Any, new_app: NewApp) -> None:
+    if not sandbox.has_ecr:
+        pytest.skip("the registry is the sandbox's own with ECR only")
+    app = new_app("patient")
+    with (app / "www" / "large").open("wb") as page:
+        for _ in range(64):
+            page.write(os.urandom(1024 * 1024))
+    process = subprocess.Popen(
+        [sys.executable, TOOL], cwd=app, env=sandbox.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        if "Preparing" in line and "Preparing" not in said:
+            sandbox.registry.stop()
+        if "Trying again in" in line and "Trying again in" not in said:
+            sandbox.registry.start()
+        said += line
+    assert process.wait(120) == 0, said
+    assert "warning: `docker push` failed:" in said
+    assert answer(sandbox, "patient") == "v1"
 
 
 def test_a_large_directory_costs_the_rack_nothing(sandbox: Any, new_app: NewApp) -> None:

@@ -1,0 +1,81 @@
+"""What holds for every manifest and every setting: hypothesis looks for one that breaks it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from conftest import ECR
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convox_deploy import DeployError, read_manifest
+
+IMAGE = f"{ECR}/shop:TAG"
+words = st.sampled_from(["image", "build", "services", "TAG", IMAGE, "redis:7", "x:TAG", "<<", "args", "context", ""])
+scalars = st.one_of(words, st.text(max_size=12), st.integers(), st.booleans(), st.none())
+documents = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.one_of(words, st.text(max_size=5)), inner)),
+    max_leaves=25,
+)
+services = st.dictionaries(
+    st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8),
+    st.one_of(
+        st.fixed_dictionaries({"image": st.just(IMAGE)}, optional={"environment": documents, "command": scalars}),
+        st.fixed_dictionaries({"image": st.just("redis:7")}, optional={"labels": documents}),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def read(data: bytes) -> Any:
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        return read_manifest(file.name)
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
+def test_no_bytes_make_anything_but_a_message(data: bytes) -> None:
+    with contextlib.suppress(DeployError):
+        read(data)
+
+
+@given(documents, st.booleans())
+def test_no_yaml_makes_anything_but_a_message(document: Any, flow: bool) -> None:
+    with contextlib.suppress(DeployError):
+        read(yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).encode(errors="replace"))
+
+
+@given(st.lists(st.sampled_from(["- ", "  ", "\n", "a: ", "&x ", "*x", "<<: ", "{", "}", "[", "]", IMAGE, "image: ", "|", ">", "'", '"', "\t", "\r\n", "services:\n", "? ", "#", "--- ", "!!str ", "%"]), max_size=30))  # fmt: skip
+def test_no_pieces_of_yaml_make_anything_but_a_message(pieces: list[str]) -> None:
+    with contextlib.suppress(DeployError):
+        read("".join(pieces).encode())
+
+
+@settings(deadline=None)
+@given(services, st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_a_rewritten_manifest_differs_in_image_values_only(
+    content: dict[str, Any], under_services: bool, flow: bool, line_end: str
+) -> None:
+    ours = {name for name, service in content.items() if service["image"] == IMAGE}
+    document = {"services": content} if under_services or "services" in content else content
+    text = yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).replace("\n", line_end)
+    try:
+        manifest = read(text.encode())
+    except DeployError as error:
+        assert not ours, error
+        return
+    rewritten = manifest.with_tags({service.tag_offset: "abc-123" for service in manifest.services})
+    expected = {
+        name: {**service, "image": f"{ECR}/shop:abc-123"} if name in ours else service
+        for name, service in yaml.safe_load(text).get("services", yaml.safe_load(text)).items()
+    }
+    loaded = yaml.safe_load(rewritten)
+    assert loaded.get("services", loaded) == expected
+    assert {service.name for service in manifest.services} == ours
+    assert len(rewritten) == len(text) + len(ours) * (len("abc-123") - len("TAG"))
