@@ -1028,8 +1028,8 @@ class Deploy:
         last_word = (output.split() or [""])[-1]
         if not RELEASE.fullmatch(last_word) or last_word == self.release_before:
             raise DeployError(
-                "`convox build` reported success, but named no new release:"
-                f" its last word is {redacted(last_word)[:40]!r}. `convox releases --app {self.settings.app}` shows what there is."
+                f"`convox build` reported success, but named no new release: it ends in {redacted(last_word)[:40]!r}."
+                f" `convox releases --app {self.settings.app}` shows what there is."
             )
         return last_word
 

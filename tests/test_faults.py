@@ -185,7 +185,7 @@ def test_a_release_that_runs_already_is_no_new_release(world: World) -> None:
     world.rules["convox build --app"] = {"out": "ROLDRELEASE"}
     ran = world.deploy()
     assert ran.status == FAILED
-    assert "named no new release: its last word is 'ROLDRELEASE'" in ran.err
+    assert "named no new release: it ends in 'ROLDRELEASE'" in ran.err
     assert world.commands("convox releases promote --app") == []
 
 
