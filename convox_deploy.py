@@ -840,7 +840,7 @@ class Deploy:
         run = uuid.uuid4().hex[:8]  # two deploys on one machine must not meet in one local tag
         for service in self.manifest.services:
             part = re.sub("[^a-z0-9]+", "-", service.name.lower()).strip("-") or "image"
-            new = Image(service.build, f"{self.settings.app.lower()}:{part}-{run}")
+            new = Image(service.build, f"{self.settings.app}:{part}-{run}")
             images.setdefault(service.build, new).services.append(service)
         self.images = list(images.values())
         repositories = [repository for image in self.images for repository in image.repositories]

@@ -101,7 +101,8 @@ class World:
         (self.home / "rules.json").write_text(json.dumps(self.rules))
         (self.home / "calls.jsonl").touch()
         environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)
         return subprocess.Popen([sys.executable, TOOL, *args], cwd=self.app, env=environment, **{**pipes, **how})
 
     def deploy(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> Ran:
@@ -130,6 +131,12 @@ class World:
 
     def nothing_is_left(self) -> bool:
         return not list(self.tmp.iterdir())
+
+
+def heed_signals() -> None:
+    """Undoes what a shell does to a command in the background, and nohup: to have it ignore signals."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def await_content(path: Path) -> str:

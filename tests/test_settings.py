@@ -164,6 +164,27 @@ def test_a_fixed_tag_cannot_name_two_images_of_one_repository(world: World) -> N
     assert world.deploy().status == 0
 
 
+@pytest.mark.parametrize("name", ["My Shop", "it's", 'a"b', "-dash", "büro ☕", "new\nline", "$(x) `y` ;", "ALL"])
+def test_a_directory_may_have_any_name_where_the_app_is_named(world: World, name: str) -> None:
+    world.app = world.app.rename(world.home / name)
+    world.add_hooks()
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert {call["cwd"] for call in world.calls if call["argv"][0] == "before_build"} == {str(world.app)}
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", "-dash", "büro", "$dollar"])
+def test_a_build_context_may_have_any_name_but_a_variable(world: World, name: str) -> None:
+    world.write(f"{name}/Dockerfile", "FROM scratch\n")
+    world.write("docker-compose.yml", f"web:\n  image: {ECR}/shop:TAG\n  build: {json.dumps(name)}\n")
+    ran = world.deploy()
+    if "$" in name:
+        assert ran.status == 2 and "has a variable in it" in ran.err
+    else:
+        assert ran.status == 0, ran.text
+        assert os.path.normpath(world.call("docker build")["argv"][-1]) == name
+
+
 def test_a_missing_dockerfile_or_context_is_told(world: World) -> None:
     (world.app / "Dockerfile").unlink()
     assert "There is no Dockerfile to build." in world.deploy().err
