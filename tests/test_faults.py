@@ -118,7 +118,7 @@ def is_named(command: Command, way: str, said: str) -> bool:
     """Says whether the message names the step, and the command or what it left undone."""
     names = [command.name]
     if way.startswith("success") and step_of_failure(command, way) == "push":
-        names = ["`docker push` failed", "it was not pushed", "docker has no image"]
+        names += ["`docker push` failed", "it was not pushed", "docker has no image"]
     elif command.name == "docker image inspect" and way != "never ending":
         names = ["docker has no image", "it was not pushed"]
     elif way.startswith("success") and command.start == "convox releases promote --app":
