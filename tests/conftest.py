@@ -49,8 +49,8 @@ class World:
             directory.mkdir()
         for program in ("docker", "aws", "convox", "git"):
             (self.bin / program).symlink_to(ROOT / "tests" / "standin")
-        for program in ("python3", "sleep"):
-            (self.bin / program).symlink_to(shutil.which(program) or program)
+        (self.bin / "python3").symlink_to(sys.executable)
+        (self.bin / "sleep").symlink_to(shutil.which("sleep") or "sleep")
         (self.home / "running").write_text("ROLDRELEASE")
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
