@@ -1057,7 +1057,8 @@ class Deploy:
 
     def way_on(self) -> str:
         rack = option("--rack", self.settings.rack)
-        return shlex.join([sys.argv[0], "--app", self.settings.app, *rack, "--release", self.release_id])
+        program = sys.argv[0] if "/" in sys.argv[0] else f"./{sys.argv[0]}"  # as `python convox_deploy.py` names it
+        return shlex.join([program, "--app", self.settings.app, *rack, "--release", self.release_id])
 
     def state(self, error: DeployError) -> str:
         """Returns in what state the app is left."""

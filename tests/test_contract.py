@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import COMPOSE, ECR, World
+from conftest import COMPOSE, ECR, TOOL, World
 
 SHORT_ID = "3cbf733dcc19"
 DIGEST = "sha256:" + "d" * 64
@@ -387,3 +390,12 @@ def test_the_result_file_tells_of_failure_and_never_of_an_earlier_deploy(world: 
     result = json.loads((world.app / "result.json").read_text())
     assert (result["status"], result["failed_step"], result["promoted"]) == ("failed", "push", False)
     assert result["error"].startswith("`docker push` failed with exit status 1.")
+
+
+def test_the_way_to_go_on_can_be_typed_where_python_was_given_the_file(world: World) -> None:
+    shutil.copy(TOOL, world.app)
+    (world.home / "rules.json").write_text("{}")
+    (world.home / "calls.jsonl").touch()
+    command = [sys.executable, TOOL.name, "--no-promote"]
+    done = subprocess.run(command, cwd=world.app, env=world.env, capture_output=True, text=True, check=True)
+    assert "\n  ./convox_deploy.py --app shop --release RNEWRELEASE\n" in done.stdout
