@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -293,6 +294,15 @@ def test_jenkins_build_url_is_in_the_description(world: World) -> None:
     assert world.deploy(env={"BUILD_URL": "https://jenkins/job/shop/7/"}).status == 0
     argv = world.call("convox build --app")["argv"]
     assert argv[argv.index("--description") + 1] == f"{commit} Sell more https://jenkins/job/shop/7/"
+
+
+def test_a_commit_may_be_described_in_any_language_in_any_locale(world: World) -> None:
+    world.add_git("Größe 世界")
+    ran = world.deploy(env={"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert ran.status == 0, ran.text
+    argv = world.call("convox build --app")["argv"]
+    description = os.fsencode(argv[argv.index("--description") + 1])  # the stand-in's locale is C too
+    assert description.decode().endswith("Größe 世界")
 
 
 def test_no_promote_stops_once_the_release_is_built(world: World) -> None:

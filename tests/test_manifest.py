@@ -199,6 +199,10 @@ def test_each_mistake_has_a_message_of_its_own(tmp_path: Path, text: str) -> Non
     assert problem_of(tmp_path, data) == PROBLEMS[text]
 
 
+def test_a_character_beyond_unicode_is_a_mistake_too(tmp_path: Path) -> None:
+    assert problem_of(tmp_path, 'services: "\\UFFFFFFFF"').startswith("MANIFEST ")
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     problem = problem_of(tmp_path, "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n  b2: {x: 1, x: 2}\n")
     assert [line.split(":")[0] for line in problem.splitlines()] == [

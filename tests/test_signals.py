@@ -91,6 +91,17 @@ def test_without_a_limit_nothing_is_timed_out(world: World) -> None:
     assert world.deploy("--timeout", "0").status == 0
 
 
+@pytest.mark.parametrize("command", ["convox build --help", "convox build --app"])
+def test_a_daemon_that_a_command_leaves_behind_does_not_hold_the_deploy_up(world: World, command: str) -> None:
+    """It has the command's output open still, and is not in its process group."""
+    world.rules[command] = {"usual": True, "daemon": True}
+    if command == "convox build --help":  # which the stand-in hands on to another program
+        world.rules[command] = {"daemon": True, "out": "--manifest --app --description --id"}
+    ran = world.deploy()
+    os.kill(int((world.home / "daemon").read_text()), signal.SIGKILL)
+    assert ran.status == 0, ran.text
+
+
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_the_caller_ignores_stays_ignored(world: World, signum: Any) -> None:
     """As under nohup, and in Jenkins pipelines."""
