@@ -90,7 +90,7 @@ def test_a_fault_is_never_green(world: World, command: Command, way: str) -> Non
     world.add_git()
     world.add_hooks()
     world.rules[command.start] = {**WAYS[way], "number": command.number}
-    ran = world.deploy(env={"DEPLOY_TIMEOUT": "0.05" if way == "never ending" else None})
+    ran = world.deploy(env={"DEPLOY_TIMEOUT": "0.1" if way == "never ending" else None})
     assert ran.status == expected_status(command, way), ran.text
     assert is_named(command, way, ran.err), ran.err
     assert "Traceback" not in ran.text

@@ -67,7 +67,7 @@ def test_a_second_ctrl_c_kills_without_waiting_for_the_grace_period(world: World
 
 def test_a_time_out_ends_the_command_and_its_children(world: World) -> None:
     world.rules["convox build --app"] = {"hang": True, "child": True, "out": "Starting build...\n"}
-    ran = world.deploy("--timeout", "0.03")
+    ran = world.deploy("--timeout", "0.1")
     assert ran.status == 124
     assert "The time was up during `convox build`. DEPLOY_TIMEOUT sets the minutes for a step." in ran.err
     assert "Nothing was promoted. The build may still run on the rack" in ran.err
