@@ -43,6 +43,14 @@ def answer(sandbox: Any, name: str) -> str:
         return str(response.read().decode().strip())
 
 
+def add_before_release(app: Path, script: str) -> Path:
+    hook = app / "deploy" / "before_release.sh"
+    hook.parent.mkdir()
+    hook.write_text(script)
+    hook.chmod(0o755)
+    return hook
+
+
 def images(sandbox: Any, name: str) -> list[str]:
     listed = sandbox.check("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
     return [image for image in listed if f"/{name}:" in image and not image.startswith("convox-standin/")]
@@ -73,10 +81,7 @@ def test_a_hook_runs_a_one_off_in_the_release_before_it_is_live(sandbox: Any, ne
     app = new_app("migrate")
     deploy(sandbox, app)
     (app / "www" / "index.html").write_text("v2\n")
-    (app / "deploy").mkdir()
-    hook = app / "deploy" / "before_release.sh"
-    hook.write_text((ROOT / "examples" / "sandbox" / "before_release.sh").read_text())
-    hook.chmod(0o755)
+    add_before_release(app, (ROOT / "examples" / "sandbox" / "before_release.sh").read_text())
     said = deploy(sandbox, app, CONVOX_STANDIN_CLI="v3")
     assert "which is not live yet:\nv2\n" in said
 
@@ -85,10 +90,7 @@ def test_a_hook_that_fails_leaves_the_old_version_live_and_the_release_at_hand(s
     app = new_app("careful")
     deploy(sandbox, app)
     (app / "www" / "index.html").write_text("v2\n")
-    (app / "deploy").mkdir()
-    hook = app / "deploy" / "before_release.sh"
-    hook.write_text("#!/bin/sh\nexit 7\n")
-    hook.chmod(0o755)
+    hook = add_before_release(app, "#!/bin/sh\nexit 7\n")
     said = deploy(sandbox, app, status=1)
     assert answer(sandbox, "careful") == "v1"
     hook.unlink()

@@ -189,7 +189,7 @@ class Sandbox:
             command = ["dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
             command += ["--host", self.env["DOCKER_HOST"], "--pidfile", f"{home}/dockerd.pid"]
             self.say("Starting a Docker Engine of the sandbox's own.")
-            self.engine = self.service("dockerd", command, lambda: self.run("docker", "info").returncode == 0)
+            self.service("dockerd", command, lambda: self.run("docker", "info").returncode == 0)
         else:
             raise SandboxError(
                 "No Docker Engine answers: start Docker and try again. (As root on Debian or Ubuntu the sandbox"
@@ -234,7 +234,7 @@ class Sandbox:
         port = free_port()
         self.env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
         moto = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-        self.api = self.service("moto", moto, lambda: listens("127.0.0.1", port))
+        self.service("moto", moto, lambda: listens("127.0.0.1", port))
         self.say(f"Adding {ECR} to /etc/hosts, and its certificate to /etc/docker/certs.d, until the sandbox ends.")
         self.add_to_hosts()
         authority = trustme.CA()
