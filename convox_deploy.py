@@ -35,9 +35,10 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TypeVar
 
 try:
     import click
@@ -57,6 +58,7 @@ STEPS = ("before_build", "build", "after_build", "push", "release", "before_rele
 FAILED, UNUSABLE, TIMED_OUT = 1, 2, 124  # exit statuses; after signal n it is 128 + n
 RETRY_PAUSES = (1, 5, 15)  # seconds
 GRACE_SECONDS = 10  # between TERM and KILL, as long as `docker stop` gives
+AT_ONCE = 4  # checks or pushes side by side; docker itself sends 5 layers at once
 
 APP = re.compile(r"[a-z][a-z0-9-]*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -78,6 +80,7 @@ PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a
     r"|could not connect to the endpoint|temporary failure in name resolution",
     re.IGNORECASE,
 )
+T = TypeVar("T")
 NULL = "tag:yaml.org,2002:null"
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
 
@@ -398,9 +401,13 @@ LIVE, KEEP, TEE = "live", "keep", "tee"  # a stream goes straight to ours, is ke
 
 @dataclass
 class Stream:
-    """A stream of a running program that we read: the end of it is kept, and it is shown if `shown_on` says where."""
+    """A stream of a running program that we read: the end of it is kept, and it is shown if `shown_on` says where.
+
+    With a label, which is put before each line, it is one of several that are shown at the same time.
+    """
 
     shown_on: int | None = None
+    label: str = ""
     kept: bytes = b""
     unshown: bytes = b""
 
@@ -413,8 +420,11 @@ class Stream:
                 self.flush()
 
     def show(self, data: bytes) -> None:
-        if data:
-            click.echo(redacted(data.decode(errors="replace")), nl=False, err=self.shown_on == 2)
+        text = redacted(data.decode(errors="replace"))
+        if self.label:
+            text = "".join(f"{self.label} | {line}\n" for line in text.splitlines())
+        if text:
+            click.echo(text, nl=False, err=self.shown_on == 2)
 
     def flush(self) -> None:
         self.show(self.unshown)
@@ -422,24 +432,48 @@ class Stream:
 
 
 class Commands:
-    """Runs external programs through sh, one at a time, each in a session of its own.
+    """Runs external programs through sh, each in a session of its own.
 
-    A signal to us, or the time-out of a step, ends the whole process group of the running
-    program: TERM, and KILL after GRACE_SECONDS or a second Ctrl-C. The handler only notes
+    A signal to us, the time-out of a step, or a failure beside them, ends the whole process group of
+    each running program: TERM, and KILL after GRACE_SECONDS or a second Ctrl-C. The handler only notes
     the signal; `run` raises DeployError for it once the program is gone.
     """
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
-        self.name = ""
-        self.stopped_by: int | None = None
-        self._group: int | None = None
+        self.is_stopping = False
+        self._signal: int | None = None  # None: what stops us is a failure
+        self._groups: set[int] = set()
+        self._threads = ThreadPoolExecutor(AT_ONCE)
 
     def handle_signals(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
-                signal.signal(signum, self._stop)
-        signal.signal(signal.SIGALRM, self._stop)
+                signal.signal(signum, self._handle)
+        signal.signal(signal.SIGALRM, self._handle)
+
+    def begin(self, task: Callable[[], T]) -> Future[T]:
+        """Calls a task that runs commands while we go on."""
+        return self._threads.submit(task)
+
+    def side_by_side(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """Calls tasks that run commands, AT_ONCE of them at a time, and returns what they return, in their order.
+
+        The first that raises ends the commands of the others, and nothing can be run any more.
+        """
+        futures = [self.begin(task) for task in tasks]
+        for future in as_completed(futures):
+            if future.exception():
+                self.end()
+            future.result()
+        return [future.result() for future in futures]
+
+    def end(self) -> None:
+        """Ends what still runs."""
+        if not self.is_stopping:
+            self._stop()
+        self._threads.shutdown()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def ask(self, *argv: str, **how: Any) -> Output:
         """Runs a command unseen, also in a dry run, and returns what it said, whatever its exit status."""
@@ -459,7 +493,7 @@ class Commands:
             output = self._run(argv, **how)
             if not output.status or not PASSING.search(output.err):
                 return output
-            warn(f"`{self.name}` failed: {output.complaint} Trying again in {seconds} s.")
+            warn(f"`{command_name(argv)}` failed: {output.complaint} Trying again in {seconds} s.")
             self._run(("sleep", str(seconds)))  # as a command, so that a signal ends it
         return self._run(argv, **how)
 
@@ -471,14 +505,15 @@ class Commands:
         stdin: int | str | None = None,
         out: str = LIVE,
         err: str = LIVE,
+        label: str = "",
     ) -> Output:
         """Runs a command to its end, with `env` added to our environment; without it, less the rack's secrets.
 
         `stdin` is a file descriptor, a text, or None for an empty one. Of a stream that is kept the
-        last 64 KiB are returned. Raises DeployError if we are stopped.
+        last 64 KiB are returned. A label is put before each line shown of a TEE. Raises DeployError
+        if we are stopped.
         """
         self.raise_if_stopped()
-        self.name = command_name(argv)
         environment = environment_without_the_rack() if env is None else {**os.environ, **env}
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             streams, ends = {}, []
@@ -489,7 +524,7 @@ class Commands:
                     read_end, write_end = os.pipe()
                     ours.callback(os.close, read_end)
                     theirs.callback(os.close, write_end)
-                    streams[read_end] = Stream(number if mode == TEE else None)
+                    streams[read_end] = Stream(number if mode == TEE else None, label)
                     ends.append(write_end)
             options: dict[str, Any] = {
                 "_env": environment,
@@ -504,50 +539,62 @@ class Commands:
             except (sh.CommandNotFound, sh.ForkException, OSError) as error:
                 raise DeployError(why_not_started(argv[0], error)) from None
             theirs.close()
-            self._group = running.process.pgid
-            if self.stopped_by is not None:
-                self._end_group(signal.SIGTERM)
+            group = running.process.pgid
+            self._groups.add(group)
+            if self.is_stopping:
+                end_group(group, signal.SIGTERM)
             try:
                 read_streams(streams, running)
             except OSError:  # nobody reads our output any more
-                self._end_group(signal.SIGKILL)
+                end_group(group, signal.SIGKILL)
                 raise
             finally:
                 status = running.wait().exit_code
-                self._await_group_end()
-                self._group = None
-        self.raise_if_stopped()
+                if self.is_stopping:
+                    await_group_end(group)
+                self._groups.discard(group)
+        self.raise_if_stopped(f" during `{command_name(argv)}`")
         kept = [stream.kept.decode(errors="replace") for stream in streams.values()]
         texts = [kept.pop(0) if mode != LIVE else "" for mode in (out, err)]
         return Output(status, *texts)
 
-    def raise_if_stopped(self) -> None:
-        during = f" during `{self.name}`" if self.name else ""
-        if self.stopped_by == signal.SIGALRM:
+    def raise_if_stopped(self, during: str = "") -> None:
+        if self._signal == signal.SIGALRM:
             raise DeployError(f"The time was up{during}. DEPLOY_TIMEOUT sets the minutes for a step.", TIMED_OUT)
-        if self.stopped_by is not None:
-            raise DeployError(f"Stopped by {signal.Signals(self.stopped_by).name}{during}.", 128 + self.stopped_by)
+        if self._signal is not None:
+            raise DeployError(f"Stopped by {signal.Signals(self._signal).name}{during}.", 128 + self._signal)
+        if self.is_stopping:
+            raise DeployError(f"Stopped by a failure beside it{during}.")
 
-    def _stop(self, signum: int, _frame: object) -> None:
-        if self.stopped_by is None:
-            self.stopped_by = signum
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
-            self._end_group(signal.SIGTERM)
+    def _handle(self, signum: int, _frame: object) -> None:
+        if not self.is_stopping:
+            self._signal = signum
+            self._stop()
         elif signum in (signal.SIGALRM, signal.SIGINT):
-            self._end_group(signal.SIGKILL)
+            self._end_groups(signal.SIGKILL)
 
-    def _end_group(self, signum: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._group is not None:
-                os.killpg(self._group, signum)
+    def _stop(self) -> None:
+        self.is_stopping = True
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        self._end_groups(signal.SIGTERM)
 
-    def _await_group_end(self) -> None:
-        """Waits for the children of a program that was stopped; the timer set in `_stop` kills them in the end."""
-        deadline = time.monotonic() + GRACE_SECONDS + 1
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while self.stopped_by is not None and self._group is not None and time.monotonic() < deadline:
-                os.killpg(self._group, 0)
-                time.sleep(0.05)
+    def _end_groups(self, signum: int) -> None:
+        for group in tuple(self._groups):
+            end_group(group, signum)
+
+
+def end_group(group: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signum)
+
+
+def await_group_end(group: int) -> None:
+    """Waits for the children of a program that was stopped; the timer set in `_stop` kills them in the end."""
+    deadline = time.monotonic() + GRACE_SECONDS + 1
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.05)
 
 
 def read_streams(streams: Mapping[int, Stream], running: Any) -> None:
@@ -674,6 +721,10 @@ class Deploy:
         self.commit = Commit()
         self.manifest = Manifest("", ())
         self.images: list[Image] = []
+        self.local_tags: list[str] = []
+        self.lookups: list[Future[None]] = []
+        self.missing: set[str] = set()  # repositories to make
+        self.unknown: list[str] = []  # repositories that aws may not look up
         self.build_flags = {"--manifest", "--description", "--id"}  # until the CLI has said what it takes
         self.promote_flags = {"--wait"}
         self.release_before: str | None = None  # what the rack ran; None where it may not be asked
@@ -702,6 +753,7 @@ class Deploy:
         except OSError as stopped:
             error = DeployError(f"{stopped.filename or 'Our own output'}: {stopped.strerror or stopped}.")
         finally:
+            self.commands.end()
             self.clean_up()
         try:
             self.write_result(error)
@@ -723,13 +775,12 @@ class Deploy:
         wrong = self.settings.problems()
         self.remove_old_result()
         self.problems = [*wrong, *self.check_hooks()]
-        wanted = [self.check_manifest, self.check_docker, self.check_registries] if not self.release_id else []
-        for check in (self.check_git, *wanted, self.check_convox):
-            try:
-                self.problems += check()
-            except DeployError as error:
-                self.commands.raise_if_stopped()
-                self.problems.append(str(error))
+        if not self.release_id:
+            self.problems += self.problems_of(self.check_manifest)
+            self.begin_lookups()
+        checks = [self.check_git, *([] if self.release_id else [self.check_docker, *self.logins()]), self.check_convox]
+        for found in self.commands.side_by_side(functools.partial(self.problems_of, check) for check in checks):
+            self.problems += found
         there_is_a_plan = (self.images or self.release_id) and not wrong
         if self.problems and not (self.settings.dry_run and there_is_a_plan):
             raise DeployError("\n".join(self.problems))
@@ -741,6 +792,7 @@ class Deploy:
 
     @step
     def build(self) -> None:
+        self.local_tags = [image.local for image in self.images if not self.settings.dry_run]
         for number, image in enumerate(self.images):
             build, id_file = image.build, Path(self.directory, f"image-id-{number}")
             self.commands.do(
@@ -761,14 +813,16 @@ class Deploy:
 
     @step
     def push(self) -> None:
+        for lookup in self.lookups if not self.problems else []:
+            lookup.result()
+        if self.unknown:
+            warn(f"aws may not look up {' and '.join(self.unknown)} in ECR; the push will tell whether that is there.")
         for image in self.images:
             image.tag = self.settings.tag or self.content_tag(image)
-            for repository in image.repositories:
-                reference = f"{repository}:{image.tag}"
-                self.make_repository(repository)
-                self.commands.do("docker", "tag", image.local, reference)
-                self.push_image(reference)
-                image.digests[reference] = self.pushed_digest(reference)
+        pushes = [(image, repository) for image in self.images for repository in image.repositories]
+        self.commands.side_by_side(
+            functools.partial(self.push_image, *push, is_alone=len(pushes) == 1) for push in pushes
+        )
 
     @step
     def release(self) -> None:
@@ -801,22 +855,18 @@ class Deploy:
 
     @step
     def promote(self) -> None:
-        self.promote_asked = not self.settings.dry_run
-        wait = {"--wait"} & self.promote_flags
-        env = self.settings.convox_environment()
-        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env, out=TEE, err=TEE)
-        if self.settings.dry_run:
-            return
-        if self.release_before is not None:
-            self.release_after = self.running_release()
-            if self.release_after != self.release_id:
-                raise DeployError(
-                    f"The rack took the promote, but {self.settings.app} runs {self.release_after or 'no release'}, not"
-                    f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
-                )
-        self.promoted = True
+        """Promotes the release, and removes the local tags meanwhile: the last hook is done with them."""
+        self.commands.side_by_side([self.promote_release, self.remove_local_tags])
 
     # --- the checks of preflight ---
+
+    def problems_of(self, check: Callable[[], Iterable[str] | None]) -> list[str]:
+        try:
+            return list(check() or [])
+        except DeployError as error:
+            if self.commands.is_stopping:
+                raise
+            return [str(error)]
 
     def check_hooks(self) -> Iterator[str]:
         for name in ["before_release"] if self.release_id else ["before_build", "after_build", "before_release"]:
@@ -829,7 +879,8 @@ class Deploy:
             if any((directory / ".git").exists() for directory in (here, *here.parents)):
                 self.commit = self.read_commit()
         except DeployError as error:
-            self.commands.raise_if_stopped()
+            if self.commands.is_stopping:
+                raise
             if not (self.settings.tag or self.release_id):
                 return [f"{error} The tag is made from the commit: mend this, or set IMAGE_TAG."]
         return []
@@ -863,29 +914,21 @@ class Deploy:
         if answer.status or not answer.out.strip():
             yield f"No docker engine answers; start Docker and try again. docker says: {answer.complaint}"
 
-    def check_registries(self) -> Iterator[str]:
+    def logins(self) -> list[Callable[[], None]]:
         """Logs docker in to ECR: before the build, which may want a base image from there and must not be in vain."""
-        registries = {repository.split("/")[0] for image in self.images for repository in image.repositories}
-        for registry in sorted(registries) if not self.settings.skip_ecr_login else []:
-            try:
-                self.log_in(registry)
-            except DeployError as error:
-                self.commands.raise_if_stopped()
-                yield str(error)
+        skip = self.settings.skip_ecr_login
+        return [functools.partial(self.log_in, registry) for registry in self.registries() if not skip]
 
     def log_in(self, registry: str) -> None:
-        """Logs docker in to a registry of ECR; any other is used as docker is logged in to it."""
-        match = ECR_REGISTRY.fullmatch(registry)
-        if not match:
-            return
-        get_password = ("aws", "ecr", "get-login-password", "--region", match["region"])
+        region = ecr_options(registry)[:2]
+        get_password = ("aws", "ecr", "get-login-password", *region)
         login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
         show(get_password, login)
         answer = self.commands.ask(*get_password, repeatable=True)
         password = answer.out.strip()
         if answer.status or not re.fullmatch("[!-~]+", password):
             raise DeployError(
-                f"aws gives no password for ECR in {match['region']}: {answer.complaint}\n"
+                f"aws gives no password for ECR in {region[1]}: {answer.complaint}\n"
                 "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
             )
         if not self.settings.dry_run:
@@ -903,7 +946,8 @@ class Deploy:
             try:
                 self.release_before = self.running_release(may_be_refused=True)
             except DeployError as error:
-                self.commands.raise_if_stopped()
+                if self.commands.is_stopping:
+                    raise
                 app = self.settings.app
                 no_app = f"The rack has no app {app}. Create it with `convox apps create {app}`, or mend APP_NAME."
                 advice = "\n  Check CONVOX_HOST and CONVOX_PASSWORD, or log in with `convox login`."
@@ -917,6 +961,15 @@ class Deploy:
         return set(re.findall(r"--[a-z][a-z-]*", answer.out + answer.err))
 
     # --- parts of the steps ---
+
+    def registries(self) -> dict[str, list[str]]:
+        """Returns the names of our repositories in each registry of ECR; any other is used as docker is logged in."""
+        names: dict[str, set[str]] = {}
+        for repository in (repository for image in self.images for repository in image.repositories):
+            registry, _, name = repository.partition("/")
+            if ECR_REGISTRY.fullmatch(registry):
+                names.setdefault(registry, set()).add(name)
+        return {registry: sorted(names[registry]) for registry in sorted(names)}
 
     def run_hook(self) -> None:
         path = hook_path(self.current_step)
@@ -944,12 +997,9 @@ class Deploy:
         branch = self.git("rev-parse", "--abbrev-ref", "HEAD")
         if branch == "HEAD":  # Jenkins checks out a commit, and says in a variable of which branch
             branch = os.environ.get("BRANCH_NAME") or os.environ.get("GIT_BRANCH") or branch
-        return Commit(
-            hash=self.git("rev-parse", "HEAD"),
-            branch=re.sub("^origin/", "", branch),
-            description=self.git("log", "-1", "--format=%h %s"),
-            describe=self.git("describe", "--always", "--dirty"),
-        )
+        commit, _, description = self.git("log", "-1", "--format=%H %h %s").partition(" ")
+        describe = self.git("describe", "--always", "--dirty")
+        return Commit(commit, re.sub("^origin/", "", branch), description, describe)
 
     def git(self, *args: str) -> str:
         answer = self.commands.ask("git", *args)
@@ -970,37 +1020,56 @@ class Deploy:
         commit = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
         return "-".join(filter(None, [commit, image_id[len("sha256:") :][:12]]))
 
-    def make_repository(self, repository: str) -> None:
-        """Makes the ECR repository if it is not there. Where that may not be asked, the push decides."""
-        registry, _, name = repository.partition("/")
-        match = ECR_REGISTRY.fullmatch(registry)
-        if not match or (self.settings.skip_ecr_login and not shutil.which("aws")):
-            return
-        where = ("--region", match["region"], "--registry-id", match["account"])
-        argv = ("aws", "ecr", "describe-repositories", *where, "--repository-names", name)
-        create = ("aws", "ecr", "create-repository", *where, "--repository-name", name)
-        if self.settings.dry_run:
-            return show(argv, create, operator=" || ")
+    def begin_lookups(self) -> None:
+        """Begins to find out which repositories of ECR are missing, with one call of aws for each registry."""
+        if not self.settings.skip_ecr_login or shutil.which("aws"):
+            for item in self.registries().items():
+                self.lookups.append(self.commands.begin(functools.partial(self.look_up, *item)))
+
+    def look_up(self, registry: str, names: list[str]) -> None:
+        """Notes which repositories are missing, and which may not be asked for: there the push decides."""
+        argv = ("aws", "ecr", "describe-repositories", *ecr_options(registry), "--repository-names", *names)
         answer = self.commands.ask(*argv, repeatable=True)
-        if "RepositoryNotFoundException" in answer.err:
-            show(create)
-            argv, answer = create, self.commands.ask(*create, repeatable=True)
-        if "AccessDenied" in answer.err:
-            warn(f"aws may not look up or make the repository {name}; the push will tell whether it is there.")
-        elif self.settings.skip_ecr_login and answer.status:
-            warn(f"aws cannot look up the repository {name}; the push will tell whether it is there.")
-        elif answer.status and "RepositoryAlreadyExistsException" not in answer.err:
+        if "RepositoryNotFoundException" in answer.err and len(names) == 1:
+            self.missing.add(f"{registry}/{names[0]}")
+        elif "RepositoryNotFoundException" in answer.err:
+            for name in names:
+                self.look_up(registry, [name])
+        elif answer.status and (self.settings.skip_ecr_login or "AccessDenied" in answer.err):
+            self.unknown += names
+        elif answer.status:
             raise failure(argv, answer)
 
-    def push_image(self, reference: str) -> None:
-        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, err=TEE)
+    def make_repository(self, repository: str) -> None:
+        registry, _, name = repository.partition("/")
+        create = ("aws", "ecr", "create-repository", *ecr_options(registry), "--repository-name", name)
+        show(create)
+        if self.settings.dry_run:
+            return
+        answer = self.commands.ask(*create, repeatable=True)
+        if "AccessDenied" in answer.err:
+            warn(f"aws may not make the repository {name}; the push will tell whether it is there.")
+        elif answer.status and "RepositoryAlreadyExistsException" not in answer.err:
+            raise failure(create, answer)
+
+    def push_image(self, image: Image, repository: str, is_alone: bool) -> None:
+        """Tags and pushes. Beside others, each line of the push is marked with the service that the image is for."""
+        reference = f"{repository}:{image.tag}"
+        if repository in self.missing:
+            self.make_repository(repository)
+        self.commands.do("docker", "tag", image.local, reference)
+        service = next(service.name for service in image.services if service.repository == repository)
+        how = {"err": TEE} if is_alone else {"out": TEE, "err": TEE, "label": service}
+        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, **how)
         try:
             push()
         except DeployError as error:
-            if "token has expired" not in str(error):
+            registry = repository.split("/")[0]
+            if "token has expired" not in str(error) or not ecr_options(registry):
                 raise
-            self.log_in(reference.split("/")[0])
+            self.log_in(registry)
             push()
+        image.digests[reference] = self.pushed_digest(reference)
 
     def pushed_digest(self, reference: str) -> str:
         """Returns the digest by which the registry knows the image. Docker has one only after a real push."""
@@ -1012,6 +1081,22 @@ class Deploy:
         if not digest:
             raise DeployError(f"`docker push` reported success, but {reference} has no digest: it was not pushed.")
         return digest[1]
+
+    def promote_release(self) -> None:
+        self.promote_asked = not self.settings.dry_run
+        wait = {"--wait"} & self.promote_flags
+        env = self.settings.convox_environment()
+        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env, out=TEE, err=TEE)
+        if self.settings.dry_run:
+            return
+        if self.release_before is not None:
+            self.release_after = self.running_release()
+            if self.release_after != self.release_id:
+                raise DeployError(
+                    f"The rack took the promote, but {self.settings.app} runs {self.release_after or 'no release'}, not"
+                    f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
+                )
+        self.promoted = True
 
     def convox(self, *command: str) -> tuple[str, ...]:
         return ("convox", *command, "--app", self.settings.app, *self.rack_option())
@@ -1110,7 +1195,7 @@ class Deploy:
             "images": [
                 {"image": reference, "digest": digest, "services": [service.name for service in image.services]}
                 for image in self.images
-                for reference, digest in image.digests.items()
+                for reference, digest in sorted(image.digests.items())
             ],
             "steps": [{"step": name, "seconds": round(seconds, 3)} for name, seconds in self.seconds.items()],
             "failed_step": self.current_step if error else None,
@@ -1126,15 +1211,26 @@ class Deploy:
         if path and not self.settings.dry_run and os.path.exists(path) and can_be_written(path):
             os.unlink(path)
 
-    def clean_up(self) -> None:
-        """Removes what is ours alone. The pushed images stay in docker: the next build starts from them."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if "build" in self.seconds and not self.settings.dry_run:
-            built = [image.local for image in self.images]
+    def remove_local_tags(self) -> None:
+        """Removes the names that are ours alone. The pushed images stay in docker: the next build starts from them."""
+        if self.local_tags:
             # Not through `commands`: after a signal they run nothing more.
             how: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
             with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException):
-                sh.Command("docker")("image", "rm", "--no-prune", *built, _env=environment_without_the_rack(), **how)
+                sh.Command("docker")(
+                    *("image", "rm", "--no-prune"), *self.local_tags, _env=environment_without_the_rack(), **how
+                )
+            self.local_tags.clear()
+
+    def clean_up(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.remove_local_tags()
+
+
+def ecr_options(registry: str) -> tuple[str, ...]:
+    """Returns the options of `aws ecr` that name a registry of ECR, nothing for any other."""
+    match = ECR_REGISTRY.fullmatch(registry)
+    return ("--region", match["region"], "--registry-id", match["account"]) if match else ()
 
 
 def option(name: str, value: str | None) -> tuple[str, ...]:

@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+"""Measures deploys in the sandbox against the bare commands, side by side, and prints a table. Takes some minutes.
+
+Each row has two ways to do a thing, done in turn, and the ratio of their medians. The JSON file has every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "examples" / "sandbox"))
+
+from bootstrap import ROOT, use_environment  # noqa: E402
+
+if TYPE_CHECKING:
+    from sandbox import Sandbox
+
+TOOL = str(ROOT / "convox_deploy.py")
+DOCKERFILE = 'FROM convox-sandbox-base\nCOPY content /www\nCMD ["httpd", "-f", "-p", "8080", "-h", "/www"]\n'
+THREE = ("web", "worker", "clock")
+GIGABYTE = 10**9
+HOOK = f"""#!/bin/sh
+yes 'a line of some log, as long as lines of logs are: neither short nor so very long' | head -c {GIGABYTE}
+grep VmHWM "/proc/$PPID/status" >peak-memory 2>/dev/null || :
+"""
+FIRST_CHILD = """#!/bin/sh
+date +%s.%N >>"$STARTED"
+exit 1
+"""
+
+Run = Callable[[], float]  # returns seconds
+
+
+@dataclass
+class Row:
+    """Two ways to do a thing. Each makes ready, unmeasured, and returns what is measured."""
+
+    name: str
+    ours: Callable[[], Run]
+    against: str
+    other: Callable[[], Run]
+    goal: float | None = None  # the highest ratio
+    goal_over: float | None = None  # the most seconds over the other
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "other": []})
+
+    def measure(self, rounds: int) -> None:
+        for number in range(rounds + 1):
+            ways = [("ours", self.ours), ("other", self.other)]
+            for name, make_ready in ways if number % 2 else reversed(ways):
+                seconds = make_ready()()
+                if number:  # the first round warms up
+                    self.seconds[name].append(seconds)
+
+    def result(self) -> dict[str, object]:
+        ours, other = (statistics.median(self.seconds[way]) for way in ("ours", "other"))
+        goals = {"ratio": self.goal, "seconds over": self.goal_over}
+        met = (self.goal is None or ours / other <= self.goal) and (
+            self.goal_over is None or ours - other <= self.goal_over
+        )
+        return {
+            "row": self.name,
+            "against": self.against,
+            "ratio": round(ours / other, 3),
+            "seconds": self.seconds,
+            "goal": {name: goal for name, goal in goals.items() if goal is not None},
+            "met": met,
+        }
+
+    def __str__(self) -> str:
+        result = self.result()
+        ours, other = (
+            f"{statistics.median(times):7.3f} ({min(times):.3f} - {max(times):.3f})" for times in self.seconds.values()
+        )
+        goal = " and ".join(f"<= {most} {name}" for name, most in result["goal"].items())  # type: ignore[attr-defined]
+        verdict = f"{goal}: {'met' if result['met'] else 'MISSED'}" if goal else ""
+        return f"{self.name:<38} {ours:<26} {self.against:<22} {other:<26} {result['ratio']:6.2f}  {verdict}".rstrip()
+
+
+class Bench:
+    """The apps to deploy, and the ways to deploy them."""
+
+    def __init__(self, sandbox: Sandbox, home: Path) -> None:
+        self.sandbox, self.home = sandbox, home
+        self.apps = 0
+        self.peaks: list[float] = []
+        self.log = open(home / "log", "wb")
+
+    def rows(self) -> list[Row]:
+        small, large, chatty = self.small_app("small"), self.small_app("large"), self.small_app("chatty")
+        (large / "unneeded").mkdir()
+        for number in range(3000):
+            (large / "unneeded" / str(number)).write_bytes(os.urandom(100_000))
+        (chatty / "deploy").mkdir()
+        (chatty / "deploy" / "before_build.sh").write_text(HOOK)
+        (chatty / "deploy" / "before_build.sh").chmod(0o755)
+        three, first = self.large_app("three"), "three of 50 MB"
+        return [
+            Row("one image, cached", lambda: self.tool(small), "floor", lambda: self.floor(small), 1.0),
+            Row("one image, one changed layer", lambda: self.tool(self.changed(small)), "floor",
+                lambda: self.floor(self.changed(small)), 1.0),
+            Row(f"{first}, first push", lambda: self.tool(self.large_app()), "floor",
+                lambda: self.floor(self.large_app()), 0.7),
+            Row(f"{first}, again unchanged", lambda: self.tool(three), "floor", lambda: self.floor(three), 0.7),
+            Row("300 MB beside", lambda: self.tool(large), "ours, small app", lambda: self.tool(small), 1.05),
+            Row("--help", lambda: self.tool(small, "--help"), "python -c pass", self.python),
+            Row("--dry-run", lambda: self.tool(small, "--dry-run"), "python -c pass", self.python),
+            Row("start-up, to the first child", lambda: self.start_up(small), "python -c pass", self.python,
+                goal_over=0.25),
+            Row("1 GB from a hook", lambda: self.hook_in_a_deploy(chatty), "the hook, bare",
+                lambda: self.hook(chatty), 1.05),
+            *(Row(f"overlap in {step}: {app.name}", lambda app=app: self.tool(app), "without it",  # type: ignore[misc]
+                  lambda step=step, app=app: self.serial(step, app))  # type: ignore[misc]
+              for step, app in [("preflight", small), ("lookup", small), ("promote", small), ("push", three)]),
+            Row(f"overlap in push: {first}, new", lambda: self.tool(self.large_app()), "without it",
+                lambda: self.serial("push", self.large_app())),
+        ]  # fmt: skip
+
+    # --- the apps ---
+
+    def small_app(self, name: str) -> Path:
+        app = self.home / name
+        (app / "content").mkdir(parents=True)
+        (app / "Dockerfile").write_text(DOCKERFILE)
+        (app / ".dockerignore").write_text("unneeded\n.git\n")
+        return self.made(app, {"web": "."})
+
+    def large_app(self, name: str = "") -> Path:
+        """Makes an app with three images, each of its own and of 50 MB that cannot be compressed."""
+        self.apps += 1
+        app = self.home / (name or f"large-{self.apps}")
+        for service in THREE:
+            (app / service / "content").mkdir(parents=True)
+            (app / service / "content" / "data").write_bytes(os.urandom(50_000_000))
+            (app / service / "Dockerfile").write_text(DOCKERFILE)
+        return self.made(app, {service: service for service in THREE})
+
+    def made(self, app: Path, contexts: dict[str, str]) -> Path:
+        manifest = "services:\n"
+        for service, context in contexts.items():
+            image = f"{self.sandbox.registry_host}/{app.name}-{service}:TAG"
+            manifest += f"  {service}:\n    build: {context}\n    image: {image}\n"
+        (app / "docker-compose.yml").write_text(manifest)
+        git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+        for words in (["init", "--quiet"], ["add", "docker-compose.yml"], ["commit", "--quiet", "--message", "bench"]):
+            subprocess.run([*git, *words], cwd=app, check=True)
+        self.sandbox.check("convox", "apps", "create", app.name)
+        return app
+
+    def changed(self, app: Path) -> Path:
+        (app / "content" / "index.html").write_text(f"{time.time()}\n")
+        return app
+
+    # --- the ways ---
+
+    def run(
+        self,
+        command: list[str],
+        app: Path,
+        env: Mapping[str, str] | None = None,
+        fails: bool = False,
+        read: bool = False,
+    ) -> float:
+        """Runs a command in an app's directory, and returns the seconds it took.
+
+        Its output goes to a file, or to a program that reads it from a pipe.
+        """
+        environment = {**self.sandbox.env, "APP_NAME": app.name, **(env or {})}
+        self.log.truncate(0)
+        if read:
+            command = ["sh", "-c", '{ "$@" || echo failed >&2; } | cat >/dev/null', "sh", *command]
+        started = time.perf_counter()
+        done = subprocess.run(
+            command, cwd=app, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, check=False
+        )
+        seconds = time.perf_counter() - started
+        if bool(done.returncode) != fails:
+            log = Path(self.log.name).read_text(errors="replace")
+            sys.exit(f"{log[-4000:]}\n`{' '.join(command)}` ended with {done.returncode}")
+        return seconds
+
+    def tool(self, app: Path, *args: str) -> Run:
+        return lambda: self.run([sys.executable, TOOL, *args], app)
+
+    def serial(self, step: str, app: Path) -> Run:
+        return lambda: self.run([sys.executable, str(HERE / "serial.py"), step], app)
+
+    def floor(self, app: Path) -> Run:
+        contexts = {path.parent.name: path.parent.name for path in app.glob("*/Dockerfile")} or {"web": "."}
+        services = " ".join("=".join(item) for item in contexts.items())
+        where = {"REGISTRY": self.sandbox.registry_host, "REGION": "us-east-1"}
+        return lambda: self.run(["sh", str(HERE / "floor.sh")], app, env={**where, "SERVICES": services})
+
+    def python(self) -> Run:
+        return lambda: self.run([sys.executable, "-c", "pass"], self.home)
+
+    def start_up(self, app: Path) -> Run:
+        """Measures until the first child runs: whichever that is, it notes the time and fails."""
+        programs, started = self.home / "first-child", self.home / "started"
+        programs.mkdir(exist_ok=True)
+        for name in ("git", "docker", "aws", "convox"):
+            (programs / name).write_text(FIRST_CHILD)
+            (programs / name).chmod(0o755)
+        started.unlink(missing_ok=True)
+
+        def until_first_child() -> float:
+            begun = time.time()
+            path = f"{programs}:{self.sandbox.env['PATH']}"
+            self.run([sys.executable, TOOL], app, {"PATH": path, "STARTED": str(started)}, fails=True)
+            return min(map(float, started.read_text().split())) - begun
+
+        return until_first_child
+
+    def hook(self, app: Path) -> Run:
+        return lambda: self.run(["deploy/before_build.sh"], app, read=True)
+
+    def hook_in_a_deploy(self, app: Path) -> Run:
+        def step() -> float:
+            self.run([sys.executable, TOOL, "--result", "result.json"], app, read=True)
+            self.peaks.append(int((app / "peak-memory").read_text().split()[1]) / 1024)
+            steps = json.loads((app / "result.json").read_text())["steps"]
+            return float(next(step["seconds"] for step in steps if step["step"] == "before_build"))
+
+        return step
+
+
+def main() -> None:
+    use_environment(HERE.parent / "requirements.txt")
+    from sandbox import Sandbox
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured [default: 5]")
+    parser.add_argument("--json", type=Path, default=ROOT / ".sandbox" / "bench.json", help="[default: %(default)s]")
+    parser.add_argument("words", nargs="*", help="measure only rows with one of these in their name")
+    options = parser.parse_args()
+    with Sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="convox-bench-") as home:
+        bench = Bench(sandbox, Path(home))
+        rows = [row for row in bench.rows() if not options.words or any(word in row.name for word in options.words)]
+        print(f"{'':<38} {'ours: median s (min - max)':<26} {'against':<22} {'its median s (min - max)':<26}  ratio")
+        for row in rows:
+            row.measure(options.rounds)
+            print(row, flush=True)
+    peak = max(bench.peaks, default=None)
+    if peak is not None:
+        throughput = [
+            GIGABYTE / 1e6 / statistics.median(times)
+            for row in rows
+            if "1 GB" in row.name
+            for times in row.seconds.values()
+        ]
+        print(f"1 GB: {throughput[0]:.0f} MB/s, bare {throughput[1]:.0f} MB/s; our peak memory {peak:.0f} MB")
+    options.json.write_text(
+        json.dumps({"rows": [row.result() for row in rows], "peak_memory_mb": peak}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
