@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,45 +12,69 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Callable
 
 from bootstrap import ROOT, use_environment
 
+if TYPE_CHECKING:
+    from sandbox import Sandbox
+
 HERE = Path(__file__).resolve().parent
+COMMAND = "$ APP_NAME=hello CONVOX_HOST=rack.sandbox CONVOX_PASSWORD=... ./convox_deploy.py"
 
 
 def main() -> None:
     use_environment(HERE / "requirements.txt")
-    from sandbox import ECR, Sandbox, SandboxError
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     title("Setting up the sandbox: a Docker Engine, ECR and a rack")
+    with sandbox_and_app() as (sandbox, app):
+        deploy(app, "v1", sandbox.env)
+        answer_of(sandbox.check("convox", "services", "--app", "hello"), "v1")
+
+        change_app(app, sandbox.env)
+        deploy(app, "v2, with a before_release hook that runs a one-off in the new release", sandbox.env)
+        answer_of(sandbox.check("convox", "services", "--app", "hello"), "v2")
+        title("Cleaning up")
+    print(f"Two deploys in {time.monotonic() - started:.0f} s, all set-up included. The sandbox is gone again.")
+
+
+@contextlib.contextmanager
+def sandbox_and_app(say: Callable[[str], None] = print) -> Iterator[tuple[Sandbox, Path]]:
+    """Yields a running sandbox and the sample app's directory. Ends the script where there can be no sandbox."""
+    from sandbox import Sandbox, SandboxError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Sandbox() as sandbox, tempfile.TemporaryDirectory() as home:
+        with Sandbox(say) as sandbox, tempfile.TemporaryDirectory() as home:
             app = Path(home, "hello")
-            shutil.copytree(HERE / "app", app)
-            shutil.copy(ROOT / "convox_deploy.py", app)
-            shutil.copytree(ROOT / "deploy", app / "deploy")
-            manifest = app / "docker-compose.yml"
-            manifest.write_text(manifest.read_text().replace(ECR, sandbox.registry_host))
-            sandbox.check("convox", "apps", "create", "hello")
-            commit(app, "first version", sandbox.env)
-
-            deploy(app, "v1", sandbox.env)
-            answer_of(sandbox.check("convox", "services", "--app", "hello"), "v1")
-
-            (app / "www" / "index.html").write_text("v2\n")
-            shutil.copy(HERE / "before_release.sh", app / "deploy")
-            commit(app, "second version", sandbox.env)
-            deploy(app, "v2, with a before_release hook that runs a one-off in the new release", sandbox.env)
-            answer_of(sandbox.check("convox", "services", "--app", "hello"), "v2")
-            title("Cleaning up")
+            make_app(app, sandbox)
+            yield sandbox, app
     except SandboxError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    print(f"Two deploys in {time.monotonic() - started:.0f} s, all set-up included. The sandbox is gone again.")
+
+
+def make_app(app: Path, sandbox: Sandbox) -> None:
+    """Makes the first version of the sample app in the directory `app`, and creates it on the rack."""
+    from sandbox import ECR
+
+    shutil.copytree(HERE / "app", app)
+    shutil.copy(ROOT / "convox_deploy.py", app)
+    shutil.copytree(ROOT / "deploy", app / "deploy")
+    manifest = app / "docker-compose.yml"
+    manifest.write_text(manifest.read_text().replace(ECR, sandbox.registry_host))
+    sandbox.check("convox", "apps", "create", "hello")
+    commit(app, "first version", sandbox.env)
+
+
+def change_app(app: Path, env: dict[str, str]) -> None:
+    """Makes the second version of the sample app: another page, and a before_release hook that shows it."""
+    (app / "www" / "index.html").write_text("v2\n")
+    shutil.copy(HERE / "before_release.sh", app / "deploy")
+    commit(app, "second version", env)
 
 
 def title(text: str) -> None:
@@ -66,7 +91,7 @@ def commit(app: Path, message: str, env: dict[str, str]) -> None:
 
 def deploy(app: Path, what: str, env: dict[str, str]) -> None:
     title(f"Deploying {what}")
-    print("$ APP_NAME=hello CONVOX_HOST=rack.sandbox CONVOX_PASSWORD=... ./convox_deploy.py", flush=True)
+    print(COMMAND, flush=True)
     done = subprocess.run(["./convox_deploy.py"], cwd=app, env={**env, "APP_NAME": "hello"}, check=False)
     if done.returncode:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)

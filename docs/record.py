@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Draws docs/deploy.svg: the screen of a terminal after a real deploy of the sample app in the sandbox."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples" / "sandbox"))
+
+from bootstrap import use_environment  # noqa: E402
+
+use_environment(HERE / "requirements.txt")
+
+import pexpect  # type: ignore[import-untyped]  # noqa: E402
+import pyte  # type: ignore[import-not-found]  # noqa: E402
+from demo import COMMAND, change_app, sandbox_and_app  # noqa: E402
+from rich.console import Console  # type: ignore[import-not-found]  # noqa: E402
+from rich.style import Style  # type: ignore[import-not-found]  # noqa: E402
+from rich.terminal_theme import TerminalTheme  # type: ignore[import-not-found]  # noqa: E402
+from rich.text import Text  # type: ignore[import-not-found]  # noqa: E402
+
+COLUMNS, LINES = 80, 55  # a tall window: what came before has scrolled away
+SVG = """\
+<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{
+  font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", "Liberation Mono", monospace;
+  font-size: {char_height}px;
+}}
+{styles}
+</style>
+<defs>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+THEME = TerminalTheme(
+    background=(13, 17, 23),
+    foreground=(230, 237, 243),
+    # black, red, green, yellow, blue, magenta, cyan, white; then the same in bright
+    normal=[(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34),
+            (88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)],
+    bright=[(139, 148, 158), (255, 161, 152), (86, 211, 100), (227, 179, 65),
+            (121, 192, 255), (210, 168, 255), (86, 212, 221), (255, 255, 255)],
+)  # fmt: skip
+
+
+def main() -> None:
+    print("Deploying the sample app twice in the sandbox; that takes a minute ...", flush=True)
+    with sandbox_and_app(say=lambda line: None) as (sandbox, app):
+        prefer_debians_docker(sandbox.env)
+        sandbox.check("./convox_deploy.py", cwd=app, env={**sandbox.env, "APP_NAME": "hello"})
+        change_app(app, sandbox.env)
+        output = output_on_a_terminal(app, sandbox.env)
+    lines = screen_lines(output)
+    (HERE / "deploy.svg").write_text(svg_of(lines))
+    print(f"docs/deploy.svg has {len(lines)} lines.")
+
+
+def prefer_debians_docker(env: dict[str, str]) -> None:
+    """Has the client used that is as old as the sandbox's own engine: a newer one prints warnings about it."""
+    programs, client = Path(env["PATH"].split(os.pathsep)[0]), Path("/usr/bin/docker")
+    if client.exists():
+        (programs / "docker").symlink_to(client)
+
+
+def output_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
+    """Deploys the app on a terminal, and returns all that was written there. Ends the script if the deploy fails."""
+    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "BUILD_URL")}
+    env.update(APP_NAME="hello", TERM="xterm-256color", TMPDIR="/tmp")  # the path of a temporary file is shown
+    # pexpect itself would look for ./convox_deploy.py here instead of in the app: env does not.
+    how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
+    output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
+    if status:
+        sys.exit(f"{output.decode(errors='replace')}\nThe deploy failed with exit status {status}.")
+    return bytes(output)
+
+
+def screen_lines(output: bytes) -> list[Text]:
+    """Returns the command as typed and what then stands on the screen after `output`, without blank lines below."""
+    pyte.graphics.FG_AIXTERM[2] = "brightblack"  # pyte knows no dim text
+    screen = pyte.Screen(COLUMNS, LINES)
+    pyte.ByteStream(screen).feed(COMMAND.encode() + b"\r\n" + output)
+    last = max(number for number, line in enumerate(screen.display) if line.strip())
+    return [screen_line([screen.buffer[number][column] for column in range(COLUMNS)]) for number in range(last + 1)]
+
+
+def screen_line(cells: list[pyte.screens.Char]) -> Text:
+    line = Text()
+    for style, alike in itertools.groupby(cells, style_of):
+        line.append("".join(cell.data for cell in alike), style)
+    line.rstrip()
+    return line
+
+
+def style_of(cell: pyte.screens.Char) -> Style:
+    return Style(
+        color=colour(cell.fg),
+        bgcolor=colour(cell.bg),
+        bold=cell.bold,
+        italic=cell.italics,
+        underline=cell.underscore,
+        strike=cell.strikethrough,
+        reverse=cell.reverse,
+    )
+
+
+def colour(name: str) -> str:
+    """Returns rich's name of a colour, given pyte's: those of 256 are six hexadecimal digits there."""
+    if len(name) == 6 and set(name) <= set("0123456789abcdef"):
+        return f"#{name}"
+    return name.replace("brown", "yellow").replace("bright", "bright_")
+
+
+def svg_of(lines: list[Text]) -> str:
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    for line in lines:
+        console.print(line, no_wrap=True)
+    return str(console.export_svg(title="", theme=THEME, code_format=SVG, unique_id="deploy"))
+
+
+if __name__ == "__main__":
+    main()
