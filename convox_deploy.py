@@ -20,6 +20,7 @@ promoted after a failure. `./convox_deploy.py --help` lists the settings.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import json
@@ -38,7 +39,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import Any, Callable, NamedTuple, TextIO, TypeVar
 
 try:
     import click
@@ -54,7 +55,7 @@ except ImportError as missing:
 
 __version__ = "0.1.0"
 
-STEPS = ("before_build", "build", "after_build", "push", "release", "before_release", "promote")
+STEPS = ("preflight", "before_build", "build", "after_build", "push", "release", "before_release", "promote")
 FAILED, UNUSABLE, TIMED_OUT = 1, 2, 124  # exit statuses; after signal n it is 128 + n
 RETRY_PAUSES = (1, 5, 15)  # seconds
 GRACE_SECONDS = 10  # between TERM and KILL, as long as `docker stop` gives
@@ -80,6 +81,7 @@ PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a
     r"|could not connect to the endpoint|temporary failure in name resolution",
     re.IGNORECASE,
 )
+OTHER_NAMES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}  # of architectures, as docker takes them
 T = TypeVar("T")
 NULL = "tag:yaml.org,2002:null"
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
@@ -109,6 +111,7 @@ class Settings(NamedTuple):
     dry_run: bool
     no_promote: bool
     release: str | None
+    quiet: bool
     docker_build_args: tuple[str, ...]
 
     def problems(self) -> list[str]:
@@ -128,6 +131,7 @@ class Settings(NamedTuple):
             " lists them.": release and not RELEASE.fullmatch(release),
             "--release with --no-promote leaves nothing to do. Leave one of them out.": release and self.no_promote,
             "--release builds nothing, so it takes no arguments for docker build. Leave them out.": release and args,
+            "--quiet with --dry-run shows nothing. Leave one of them out.": self.quiet and self.dry_run,
             f"{''.join(args[:1])!r} is not understood. APP_NAME or --app names the app, and arguments for docker build"
             " go after `--`.": args and not args[0].startswith("-"),
             "CONVOX_RACK and RACK_NAME name different racks. Unset one of them.": two_racks,
@@ -142,6 +146,17 @@ class Settings(NamedTuple):
             " writable.": self.result and not can_be_written(self.result),
         }
         return [message for message, is_so in wrong.items() if is_so]
+
+    @property
+    def platform(self) -> str:
+        """The platform that docker is asked to build for, empty where that is left to docker."""
+        asked = os.environ.get("DOCKER_DEFAULT_PLATFORM") or ""
+        words = iter(self.docker_build_args)
+        for word in words:
+            name, is_given, value = word.partition("=")
+            if name == "--platform":
+                asked = value if is_given else next(words, "")
+        return asked
 
     def convox_environment(self) -> dict[str, str]:
         """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
@@ -264,7 +279,10 @@ def find_services(text: str) -> list[Service]:
     builds: dict[int, Build] = {}
     for service in services:
         if builds.setdefault(service.tag_offset, service.build) != service.build:
-            problems.append(f"service {service.name}: takes its image from a service that is built differently.")
+            problems.append(
+                f"service {service.name}: takes its image from a service that is built differently."
+                " Give it an image of its own."
+            )
     if not services and not problems:
         problems.append(f"has no image that ends in :TAG, so there is nothing to build. Write image: {EXAMPLE_IMAGE}")
     if problems:
@@ -358,7 +376,7 @@ def read_build(service: Mapping[str, yaml.Node]) -> Build:
 def build_args(node: yaml.Node) -> Iterator[str]:
     """Yields NAME=value, or NAME alone where docker is to take the value from the environment."""
     if isinstance(node, yaml.ScalarNode):
-        raise ValueError("build.args is neither a list nor a mapping.")
+        raise ValueError("build.args is neither a list nor a mapping. Write args: {NAME: value}")
     if isinstance(node, yaml.SequenceNode):
         yield from (written_out(item, "build.args") for item in node.value)
     for name, value in entries(node).items():
@@ -374,7 +392,7 @@ def written_out(node: yaml.Node, key: str) -> str:
 
 def scalar(node: yaml.Node, key: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"{key} is not a single value.")
+        raise ValueError(f"{key} is not a single value. Write one text there.")
     return str(node.value)
 
 
@@ -401,19 +419,19 @@ LIVE, KEEP, TEE = "live", "keep", "tee"  # a stream goes straight to ours, is ke
 
 @dataclass
 class Stream:
-    """A stream of a running program that we read: the end of it is kept, and it is shown if `shown_on` says where.
+    """A stream of a running program that we read: the end of it is kept, and all is passed on to `sink`, if any.
 
     With a label, which is put before each line, it is one of several that are shown at the same time.
     """
 
-    shown_on: int | None = None
+    sink: TextIO | None = None
     label: str = ""
     kept: bytes = b""
     unshown: bytes = b""
 
     def take(self, chunk: bytes) -> None:
         self.kept = (self.kept + chunk)[-65536:]  # answers are short, and logs may be of any length
-        if self.shown_on:
+        if self.sink:
             whole_lines, line_end, self.unshown = (self.unshown + chunk).rpartition(b"\n")
             self.show(whole_lines + line_end)
             if len(self.unshown) > 65536:
@@ -424,7 +442,7 @@ class Stream:
         if self.label:
             text = "".join(f"{self.label} | {line}\n" for line in text.splitlines())
         if text:
-            click.echo(text, nl=False, err=self.shown_on == 2)
+            click.echo(text, self.sink, nl=False)
 
     def flush(self) -> None:
         self.show(self.unshown)
@@ -439,8 +457,8 @@ class Commands:
     the signal; `run` raises DeployError for it once the program is gone.
     """
 
-    def __init__(self, dry_run: bool) -> None:
-        self.dry_run = dry_run
+    def __init__(self, dry_run: bool, quiet: bool) -> None:
+        self.dry_run, self.quiet = dry_run, quiet
         self.is_stopping = False
         self._signal: int | None = None  # None: what stops us is a failure
         self._groups: set[int] = set()
@@ -481,10 +499,11 @@ class Commands:
 
     def do(self, *argv: str, **how: Any) -> Output:
         """Shows and runs a command that changes something; a dry run only shows it. Raises DeployError if it fails."""
-        show(argv)
+        if not self.quiet:
+            show(argv, cwd=how.get("cwd"))
         output = Output(0, "", "") if self.dry_run else self.run(argv, **how)
         if output.status:
-            raise failure(argv, output)
+            raise failure(argv, output, how.get("label"))
         return output
 
     def run(self, argv: tuple[str, ...], repeatable: bool = False, **how: Any) -> Output:
@@ -517,14 +536,15 @@ class Commands:
         environment = environment_without_the_rack() if env is None else {**os.environ, **env}
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             streams, ends = {}, []
-            for number, mode in ((1, out), (2, err)):
+            hidden = ours.enter_context(tempfile.TemporaryFile("a+", errors="replace")) if self.quiet else None
+            for number, sink, mode in ((1, sys.stdout, out), (2, sys.stderr, err)):
                 if mode == LIVE:
-                    ends.append(number)
+                    ends.append(hidden.fileno() if hidden else number)
                 else:
                     read_end, write_end = os.pipe()
                     ours.callback(os.close, read_end)
                     theirs.callback(os.close, write_end)
-                    streams[read_end] = Stream(number if mode == TEE else None, label)
+                    streams[read_end] = Stream((hidden or sink) if mode == TEE else None, label)
                     ends.append(write_end)
             options: dict[str, Any] = {
                 "_env": environment,
@@ -553,6 +573,8 @@ class Commands:
                 if self.is_stopping:
                     await_group_end(group)
                 self._groups.discard(group)
+            if status and hidden:
+                show_hidden(argv, hidden)
         self.raise_if_stopped(f" during `{command_name(argv)}`")
         kept = [stream.kept.decode(errors="replace") for stream in streams.values()]
         texts = [kept.pop(0) if mode != LIVE else "" for mode in (out, err)]
@@ -616,6 +638,15 @@ def read_streams(streams: Mapping[int, Stream], running: Any) -> None:
         stream.flush()
 
 
+def show_hidden(argv: tuple[str, ...], hidden: TextIO) -> None:
+    """Shows a command that failed, and all that it said."""
+    if hidden.seek(0, os.SEEK_END):
+        hidden.seek(0)
+        show(argv)
+        for line in hidden:
+            click.echo(redacted(line), nl=False, err=True)
+
+
 def command_name(argv: tuple[str, ...]) -> str:
     """Returns a command as people call it: `docker push`, `convox releases promote`, `deploy/after_build.sh`."""
     return " ".join([argv[0], *(word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word))])
@@ -634,12 +665,32 @@ GET_IT = {
 }
 
 
-def failure(argv: tuple[str, ...], output: Output) -> DeployError:
-    name, status = command_name(argv), output.status
+ADVICE = {  # what to do, by what a command said
+    "no basic auth credentials": "docker is not logged in to this registry. Run `docker login`, or leave out"
+    " --skip-ecr-login.",
+    "not authorized|AccessDenied": "This AWS user or role may not do that. Have it allowed to push to the repository"
+    " (the policy AmazonEC2ContainerRegistryPowerUser does), or set AWS_PROFILE to one that may.",
+    "immutable|tag invalid": "This tag is taken, and the repository lets none be replaced. Leave IMAGE_TAG unset, or"
+    " give a new one.",
+    "name unknown": "The repository is not there, and could not be made. Have somebody make it who may:"
+    " `aws ecr create-repository`.",
+    "no space left": "A disk is full. `docker system prune` makes room on docker's.",
+    "ERROR:.* build failed|^ERROR: build failed": "What the rack said is above. If it may not pull the image, give it"
+    " the login with `convox registries add`.",
+    "ERROR: rollback": "The new containers did not become healthy: `convox logs` shows why. If they say `exec format"
+    " error`, the image is for another architecture: build with `-- --platform linux/amd64`.",
+}
+
+
+def failure(argv: tuple[str, ...], output: Output, label: str | None = None) -> DeployError:
+    name, status = f"`{command_name(argv)}`" + (f" for {label}" if label else ""), output.status
     if status in (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM):  # an abort on its way to us
-        return DeployError(f"`{name}` was ended by {signal.Signals(-status).name}.", 128 - status)
-    said = "".join(f"\n  {line}" for line in output.err.strip().splitlines()[-5:])
-    return DeployError(f"`{name}` failed with {'exit status' if status > 0 else 'signal'} {abs(status)}.{said}")
+        return DeployError(f"{name} was ended by {signal.Signals(-status).name}.", 128 - status)
+    said = [f"  {line}" for line in output.err.strip().splitlines()[-5:]]
+    advice = [text for pattern, text in ADVICE.items() if re.search(pattern, output.err)][:1]
+    above = "" if said else " What it said is above."
+    ended = f"{name} failed with {'exit status' if status > 0 else 'signal'} {abs(status)}.{above}"
+    return DeployError("\n".join([ended, *said, *advice]))
 
 
 def redacted(text: str) -> str:
@@ -656,9 +707,10 @@ def say(text: str, err: bool = False, **style: Any) -> None:
     click.echo(click.style(redacted(text), **style), err=err, color=colour)
 
 
-def show(*commands: tuple[str, ...], operator: str = " | ") -> None:
-    """Shows commands as they could be typed."""
-    say(f"$ {operator.join(shlex.join(map(redacted, argv)) for argv in commands)}", dim=True)
+def show(*pipe: tuple[str, ...], cwd: str | None = None) -> None:
+    """Shows a command, or several with pipes between them, as they could be typed."""
+    there = f"cd {shlex.quote(cwd)} && " if cwd else ""
+    say(f"$ {there}{' | '.join(shlex.join(map(redacted, argv)) for argv in pipe)}", dim=True)
 
 
 def warn(text: str) -> None:
@@ -676,6 +728,7 @@ class Image:
     local: str
     services: list[Service] = field(default_factory=list)
     tag: str = ""
+    platform: str = ""  # such as linux/amd64
     digests: dict[str, str] = field(default_factory=dict)  # by image reference, once pushed
 
     @property
@@ -700,7 +753,8 @@ def step(method: Callable[[Deploy], None]) -> Callable[[Deploy], None]:
         name = method.__name__
         deploy.commands.raise_if_stopped()
         deploy.current_step = name
-        say(f"\n==> [{STEPS.index(name) + 1}/{len(STEPS)}] {name}" if name in STEPS else f"==> {name}", bold=True)
+        deploy.tell("")
+        say(f"==> [{STEPS.index(name)}/{len(STEPS) - 1}] {name}", fg="cyan", bold=True)
         started = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, deploy.settings.timeout * 60)
         try:
@@ -717,7 +771,7 @@ class Deploy:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.commands = Commands(settings.dry_run)
+        self.commands = Commands(settings.dry_run, settings.quiet)
         self.commit = Commit()
         self.manifest = Manifest("", ())
         self.images: list[Image] = []
@@ -765,8 +819,7 @@ class Deploy:
             for descriptor in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if error:
-            early = self.current_step in ("", "preflight") and error.exit_status == FAILED
-            sys.exit(UNUSABLE if early else error.exit_status)
+            sys.exit(self.exit_status(error))
 
     @step
     def preflight(self) -> None:
@@ -780,11 +833,11 @@ class Deploy:
             self.begin_lookups()
         checks = [self.check_git, *([] if self.release_id else [self.check_docker, *self.logins()]), self.check_convox]
         for found in self.commands.side_by_side(functools.partial(self.problems_of, check) for check in checks):
-            self.problems += found
+            self.problems += [problem for problem in found if problem not in self.problems]
         there_is_a_plan = (self.images or self.release_id) and not wrong
         if self.problems and not (self.settings.dry_run and there_is_a_plan):
             raise DeployError("\n".join(self.problems))
-        say(self.summary())
+        self.tell(self.summary())
 
     @step
     def before_build(self) -> None:
@@ -818,7 +871,7 @@ class Deploy:
         if self.unknown:
             warn(f"aws may not look up {' and '.join(self.unknown)} in ECR; the push will tell whether that is there.")
         for image in self.images:
-            image.tag = self.settings.tag or self.content_tag(image)
+            self.identify(image)
         pushes = [(image, repository) for image in self.images for repository in image.repositories]
         self.commands.side_by_side(
             functools.partial(self.push_image, *push, is_alone=len(pushes) == 1) for push in pushes
@@ -832,7 +885,7 @@ class Deploy:
         directory.mkdir()
         (directory / name).write_bytes(text.encode())
         if self.settings.dry_run:
-            say(text)
+            self.tell(self.changes(name, text))
         output = self.commands.do(
             *self.convox("build"),
             *option("--manifest" if "--manifest" in self.build_flags else "--file", name),
@@ -847,7 +900,7 @@ class Deploy:
             self.release_id = "RELEASE_ID"
             return
         self.release_id = self.new_release(output.out)
-        say(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
+        self.tell(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
 
     @step
     def before_release(self) -> None:
@@ -882,7 +935,7 @@ class Deploy:
             if self.commands.is_stopping:
                 raise
             if not (self.settings.tag or self.release_id):
-                return [f"{error} The tag is made from the commit: mend this, or set IMAGE_TAG."]
+                return [f"{error} The tag is made from the commit: correct this, or set IMAGE_TAG."]
         return []
 
     def check_manifest(self) -> Iterator[str]:
@@ -905,9 +958,10 @@ class Deploy:
         if build.is_remote or hook_path("before_build").exists():  # the hook may make what is not there yet
             return
         if not Path(build.context).is_dir():
-            yield f"The build context {build.context} is no directory. Mend the build: in {self.settings.file}."
+            yield f"The build context {build.context} is no directory. Correct the build: in {self.settings.file}."
         elif not (options & {"-f", "--file"} or Path(build.file or f"{build.context}/Dockerfile").is_file()):
-            yield f"There is no {os.path.normpath(build.file or f'{build.context}/Dockerfile')} to build."
+            file = os.path.normpath(build.file or f"{build.context}/Dockerfile")
+            yield f"There is no {file} to build. Write one, or say where it is: build: in {self.settings.file}."
 
     def check_docker(self) -> Iterator[str]:
         answer = self.commands.ask("docker", "version", "--format", "{{.Server.Version}}")
@@ -923,25 +977,30 @@ class Deploy:
         region = ecr_options(registry)[:2]
         get_password = ("aws", "ecr", "get-login-password", *region)
         login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
-        show(get_password, login)
+        if not self.settings.quiet:
+            show(get_password, login)
         answer = self.commands.ask(*get_password, repeatable=True)
         password = answer.out.strip()
         if answer.status or not re.fullmatch("[!-~]+", password):
-            raise DeployError(
-                f"aws gives no password for ECR in {region[1]}: {answer.complaint}\n"
-                "  Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-            )
+            advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+            if "invalid choice" in answer.err.lower():
+                advice = f"This aws is too old.{GET_IT['aws']}"
+            raise DeployError(f"aws gives no password for ECR in {region[1]}: {answer.complaint}\n{advice}")
         if not self.settings.dry_run:
             said = self.commands.ask(*login, stdin=password, repeatable=True)
             # A credential helper that cannot store a login is one that needs none.
             if said.status and "error storing credentials" not in said.err:
-                raise DeployError(f"docker login to {registry} failed: {said.complaint.replace(password, '***')}")
+                raise DeployError(
+                    f"docker login to {registry} failed: {said.complaint.replace(password, '***')}\n"
+                    "Check whether docker reaches the registry, and this machine's clock."
+                )
 
     def check_convox(self) -> Iterator[str]:
         self.build_flags = self.flags_of("build")
         self.promote_flags = self.flags_of("releases", "promote")
         if not (self.build_flags & {"--manifest", "--file"} and "--app" in self.promote_flags):
-            yield "The help of this convox CLI lists no --manifest, --file or --app. Install the Convox CLI anew."
+            too_old = "This convox CLI is too old, or not Convox's: its help lists no --manifest, --file or --app."
+            yield too_old + GET_IT["convox"]
         elif APP.fullmatch(self.settings.app):
             try:
                 self.release_before = self.running_release(may_be_refused=True)
@@ -949,9 +1008,11 @@ class Deploy:
                 if self.commands.is_stopping:
                     raise
                 app = self.settings.app
-                no_app = f"The rack has no app {app}. Create it with `convox apps create {app}`, or mend APP_NAME."
-                advice = "\n  Check CONVOX_HOST and CONVOX_PASSWORD, or log in with `convox login`."
-                yield no_app if "no such app" in str(error) else f"{error}{advice}"
+                no_app = f"The rack has no app {app}. Create it with `convox apps create {app}`, or correct APP_NAME."
+                advice = "Check CONVOX_HOST and CONVOX_PASSWORD, or log in with `convox login`."
+                if re.search("dial tcp|no such host|refused|timeout", str(error)):
+                    advice = "Check CONVOX_HOST, and whether this machine reaches the rack."
+                yield no_app if "no such app" in str(error) else f"{error}\n{advice}"
 
     def flags_of(self, *command: str) -> set[str]:
         """Returns the options that a command of this generation of the convox CLI lists in its help."""
@@ -976,10 +1037,10 @@ class Deploy:
         if problem := hook_problem(path):  # an earlier hook may have made it
             raise DeployError(f"{path} {problem}")
         if not path.exists():
-            return say(f"There is no {path}.")
+            return self.tell(f"There is no {path}.")
         variables = self.hook_variables()
         if self.settings.dry_run:
-            say("\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
+            self.tell("\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
         self.commands.do(str(path), env={**self.settings.convox_environment(), **variables}, stdin=0)
 
     def hook_variables(self) -> dict[str, str]:
@@ -1007,18 +1068,32 @@ class Deploy:
             raise DeployError(f"`git {args[0]}` failed: {answer.complaint}.")
         return re.sub(r"[\x00-\x1f\x7f]+", " ", answer.out).strip()
 
-    def content_tag(self, image: Image) -> str:
-        """Returns a tag of commit and image id, new for new content only: racks cache images by their tag.
+    def identify(self, image: Image) -> None:
+        """Sets the image's platform and its tag, of commit and image id: racks cache images by their tag.
 
-        The id is read here, after the hooks: after_build may have committed changes to the image.
+        Both are read here, after the hooks: after_build may have committed changes to the image.
         """
         image_id = "sha256:IMAGE_ID"
         if not self.settings.dry_run:
-            image_id = self.commands.ask("docker", "image", "inspect", "--format", "{{.Id}}", image.local).out.strip()
+            ask_for = ("docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}")
+            image_id, _, image.platform = self.commands.ask(*ask_for, image.local).out.strip().partition(" ")
             if not IMAGE_ID.fullmatch(image_id):
                 raise DeployError(f"docker has no image {image.local} any more. Did deploy/after_build.sh remove it?")
+            self.check_platform(image)
         commit = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
-        return "-".join(filter(None, [commit, image_id[len("sha256:") :][:12]]))
+        image.tag = self.settings.tag or "-".join(filter(None, [commit, image_id[len("sha256:") :][:12]]))
+
+    def check_platform(self, image: Image) -> None:
+        names = " and ".join(service.name for service in image.services)
+        self.tell(f"The image of {names} is for {image.platform}.")
+        asked = self.settings.platform
+        words = [OTHER_NAMES.get(word, word) for word in asked.lower().split("/")[:2]]
+        if asked and "," not in asked and not set(words) <= set(image.platform.split("/")):
+            raise DeployError(
+                f"The image of {names} is for {image.platform}, and {asked} was asked for. Its base image is probably"
+                f" here for {image.platform} alone: get it with `docker pull --platform {asked}`, and look for a"
+                " --platform in the Dockerfile."
+            )
 
     def begin_lookups(self) -> None:
         """Begins to find out which repositories of ECR are missing, with one call of aws for each registry."""
@@ -1043,7 +1118,8 @@ class Deploy:
     def make_repository(self, repository: str) -> None:
         registry, _, name = repository.partition("/")
         create = ("aws", "ecr", "create-repository", *ecr_options(registry), "--repository-name", name)
-        show(create)
+        if not self.settings.quiet:
+            show(create)
         if self.settings.dry_run:
             return
         answer = self.commands.ask(*create, repeatable=True)
@@ -1079,7 +1155,10 @@ class Deploy:
         repository = re.sub("^docker.io/(library/)?", "", reference.rpartition(":")[0])
         digest = re.search(rf'"{re.escape(repository)}@(sha256:[0-9a-f]+)"', answer.out)
         if not digest:
-            raise DeployError(f"`docker push` reported success, but {reference} has no digest: it was not pushed.")
+            raise DeployError(
+                f"`docker push` reported success, but {reference} has no digest: it was not pushed."
+                " Push it by hand to see what docker says."
+            )
         return digest[1]
 
     def promote_release(self) -> None:
@@ -1134,10 +1213,20 @@ class Deploy:
 
     # --- what is said, and what is left ---
 
+    def tell(self, text: str) -> None:
+        if not self.settings.quiet:
+            say(text)
+
+    def changes(self, name: str, text: str) -> str:
+        """Returns what a deploy changes in the manifest, as a unified diff."""
+        before, after = self.manifest.text.splitlines(), text.splitlines()
+        return "\n".join(difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm=""))
+
     def summary(self) -> str:
         url_host, host = url_parts(os.environ.get("RACK_URL", "")).host, os.environ.get("CONVOX_HOST")
         rack = self.settings.rack or url_host or host or "of the convox login"
-        known = {"app": self.settings.app, "rack": rack, "commit": self.commit.describe, "runs": self.release_before}
+        commit, release = self.commit.describe, self.release_before
+        known = {"app": self.settings.app, "rack": rack, "commit": commit, "running now:": release}
         return ", ".join(f"{name} {value}" for name, value in known.items() if value)
 
     def way_on(self) -> str:
@@ -1148,6 +1237,7 @@ class Deploy:
     def state(self, error: DeployError) -> str:
         """Returns in what state the app is left."""
         app, release = self.settings.app, self.release_id
+        as_before = f" {app} runs {self.release_before}, as before." if self.release_before else ""
         if self.settings.dry_run or self.current_step in ("", "preflight"):
             return "Nothing was changed."
         if self.promote_asked:
@@ -1156,23 +1246,24 @@ class Deploy:
                 f" `convox apps cancel --app {app}` stops it. To promote it again:\n  {self.way_on()}"
             )
         if release:
-            return f"Nothing was promoted. Release {release} is built; go on with\n  {self.way_on()}"
+            return f"Nothing was promoted.{as_before} Release {release} is built; go on with\n  {self.way_on()}"
         if self.current_step == "release" and error.exit_status != FAILED:
             return (
-                f"Nothing was promoted. The build may still run on the rack, `convox builds --app {app}` tells;"
-                " its release goes live only if somebody promotes it."
+                f"Nothing was promoted.{as_before} The build may still run on the rack, `convox builds --app {app}`"
+                " tells; its release goes live only if somebody promotes it."
             )
-        return "Nothing was released or promoted."
+        return f"Nothing was released or promoted.{as_before}"
 
     def report(self, error: DeployError | None) -> None:
         if self.current_step not in ("", "preflight") and not self.settings.dry_run:
-            rows = {**self.seconds, "total": sum(self.seconds.values())}
             with contextlib.suppress(OSError):
-                say("\n" + "\n".join(f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()))
+                self.tell(f"\n{self.closing_table()}")
         if error:
             say(f"\n{self.current_step or 'deploy'} failed:", err=True, fg="red", bold=True)
             say(f"{error}\n{self.state(error)}", err=True)
         elif self.settings.dry_run:
+            if not self.settings.release:
+                say("\nIMAGE_ID and RELEASE_ID stand for what is known once the image and the release are built.")
             say("\nThis was a dry run: nothing was changed.", bold=True)
         elif self.promoted and self.release_after is None:
             say(f"\nRelease {self.release_id} is promoted. Whether it runs, this login may not ask.", fg="yellow")
@@ -1181,19 +1272,41 @@ class Deploy:
         else:
             say(f"\nRelease {self.release_id} is built and not promoted. Promote it with\n  {self.way_on()}", bold=True)
 
+    def closing_table(self) -> str:
+        """Returns the seconds that each step took, if any, and what came of them."""
+        rows = {name: seconds for name, seconds in self.seconds.items() if seconds >= 0.05}
+        lines = [f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()]
+        lines += [f"{'total':<16}{sum(self.seconds.values()):8.1f} s", ""]
+        for image in self.images:
+            for reference, digest in sorted(image.digests.items()):
+                lines += [f"image    {reference}", f"digest   {digest}"]
+        return "\n".join([*lines, *([f"release  {self.release_id}"] if self.release_id else [])]).rstrip()
+
+    def exit_status(self, error: DeployError | None) -> int:
+        if not error:
+            return 0
+        early = self.current_step in ("", "preflight") and error.exit_status == FAILED
+        return UNUSABLE if early else error.exit_status
+
     def write_result(self, error: DeployError | None) -> None:
         """Writes the result file, whole or not at all."""
         if not self.settings.result or self.settings.dry_run or not can_be_written(self.settings.result):
             return
         result = {
             "status": "failed" if error else "succeeded",
+            "exit_status": self.exit_status(error),
             "app": self.settings.app,
             "release": self.release_id or None,
             "promoted": self.promoted,
             "running": self.release_after,
             "tag": (self.images[0].tag if self.images else None) or None,
             "images": [
-                {"image": reference, "digest": digest, "services": [service.name for service in image.services]}
+                {
+                    "image": reference,
+                    "digest": digest,
+                    "platform": image.platform,
+                    "services": [service.name for service in image.services],
+                }
                 for image in self.images
                 for reference, digest in sorted(image.digests.items())
             ],
@@ -1246,7 +1359,7 @@ def hook_problem(path: Path) -> str | None:
     if not os.path.lexists(path):
         return None
     if not path.exists():
-        return f"is a link to {os.readlink(path)}, which is not there. Mend the link, or remove it."
+        return f"is a link to {os.readlink(path)}, which is not there. Correct the link, or remove it."
     if not path.is_file():
         return "is not a file. Make it a script, or remove it."
     if not os.access(path, os.X_OK):
@@ -1260,7 +1373,7 @@ def hook_problem(path: Path) -> str | None:
     interpreter = os.fsdecode(b"".join(first_line[2:].split()[:1]))
     if first_line.startswith(b"#!") and not os.path.exists(interpreter):
         return (
-            f"wants to be run by {interpreter or 'nothing'}, which is not there. Mend its first line, or install that."
+            f"wants to be run by {interpreter or 'nothing'}, which is not there. Correct its first line, or install it."
         )
     return None
 
@@ -1335,7 +1448,8 @@ def manifest_by_directory() -> str:
     show_default=True,
 )
 @setting("--result", "DEPLOY_RESULT", "A JSON file to write the outcome to.  [default: none]")
-@click.option("--dry-run", is_flag=True, help="Show each command and the manifest, and change nothing.")
+@setting("--quiet", "DEPLOY_QUIET", "Show headers and errors, and what a command said only if it fails.", is_flag=True)
+@click.option("--dry-run", is_flag=True, help="Show each command and the manifest's changes, and change nothing.")
 @click.option("--no-promote", is_flag=True, help="Stop once the release is built.")
 @click.option("--release", metavar="R...", help="Go on from a release that is built.")
 @click.version_option(__version__)

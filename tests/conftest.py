@@ -97,14 +97,14 @@ class World:
         return done.stdout.decode().strip()
 
     def start(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> subprocess.Popen[str]:
-        """Starts a deploy, or the `program` given. A variable that is None is not set."""
-        program = how.pop("program", [TOOL])
+        """Starts a deploy, or the `program` given, with our Python or the one given. A variable that is None is not set."""
+        program, python = how.pop("program", [TOOL]), how.pop("python", sys.executable)
         (self.home / "rules.json").write_text(json.dumps(self.rules))
         (self.home / "calls.jsonl").touch()
         environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)
-        return subprocess.Popen([sys.executable, *program, *args], cwd=self.app, env=environment, **{**pipes, **how})
+        return subprocess.Popen([python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how})
 
     def deploy(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> Ran:
         """Deploys, and returns how that ended."""

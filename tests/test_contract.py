@@ -88,7 +88,7 @@ def test_a_deploy_runs_the_lifecycle_in_order(world: World) -> None:
         "before_build",
         f"docker build --iidfile ... --tag {local} .",
         "after_build",
-        f"docker image inspect --format {{{{.Id}}}} {local}",
+        f"docker image inspect --format {{{{.Id}}}} {{{{.Os}}}}/{{{{.Architecture}}}} {local}",
         f"aws ecr create-repository {ecr} --repository-name shop",
         f"docker tag {local} {image}",
         f"docker push {image}",
@@ -347,7 +347,7 @@ def test_a_dry_run_shows_every_command_and_changes_nothing(world: World) -> None
     assert ran.status == 0, ran.text
     changing = ("docker build", "docker login", "docker tag", "docker push", "docker image", "aws ecr create")
     assert world.commands(*changing, "convox build --app", "convox releases promote --app", "before", "after") == []
-    shown = [shlex.split(line[2:]) for line in ran.out.splitlines() if line.startswith("$ ")]
+    shown = [shlex.split(line[2:].split(" && ")[-1]) for line in ran.out.splitlines() if line.startswith("$ ")]
     assert [" ".join(words[:3]) for words in shown] == [
         "aws ecr get-login-password",
         "deploy/before_build.sh",
@@ -360,7 +360,9 @@ def test_a_dry_run_shows_every_command_and_changes_nothing(world: World) -> None
         "deploy/before_release.sh",
         "convox releases promote",
     ]
-    assert f"image: {shown[6][2]}" in ran.out  # the rewritten manifest
+    image = shown[6][2]
+    assert f"\n   web:\n-    image: {ECR}/shop:TAG\n+    image: {image}\n   redis:\n" in ran.out
+    assert image.endswith("-IMAGE_ID") and "IMAGE_ID and RELEASE_ID stand for what is known once" in ran.out
     assert "RELEASE_ID=RELEASE_ID" in ran.out
     assert world.nothing_is_left() and not (world.app / "result.json").exists()
 
@@ -383,12 +385,15 @@ def test_the_result_file_tells_of_success(world: World) -> None:
     [push] = world.commands("docker push")
     assert result == {
         "status": "succeeded",
+        "exit_status": 0,
         "app": "shop",
         "release": "RNEWRELEASE",
         "promoted": True,
         "running": "RNEWRELEASE",
         "tag": push.rpartition(":")[2],
-        "images": [{"image": push.split()[-1], "digest": DIGEST, "services": ["web"]}],
+        "images": [
+            {"image": push.split()[-1], "digest": DIGEST, "platform": "linux/amd64", "services": ["web"]},
+        ],
         "failed_step": None,
         "error": None,
     }

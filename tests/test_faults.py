@@ -132,9 +132,11 @@ def state_is_true(command: Command, way: str, said: str) -> bool:
     if command.step == "promote":
         return "was asked to promote RNEWRELEASE" in said
     if command.step == "before_release":
-        return "Nothing was promoted. Release RNEWRELEASE is built; go on with" in said
+        return (
+            "Nothing was promoted. shop runs ROLDRELEASE, as before. Release RNEWRELEASE is built; go on with" in said
+        )
     if command.step == "release" and way in ("never ending", "terminated"):
-        return "Nothing was promoted. The build may still run on the rack" in said
+        return "Nothing was promoted. shop runs ROLDRELEASE, as before. The build may still run on the rack" in said
     return "Nothing was released or promoted." in said
 
 

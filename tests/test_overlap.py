@@ -86,7 +86,7 @@ def test_a_push_that_fails_ends_the_others_and_is_the_one_reported(two_services:
     }
     ran = two_services.deploy()
     assert ran.status == 1
-    assert "`docker push` failed with exit status 1.\n  denied: no" in ran.err
+    assert "`docker push` for web failed with exit status 1.\n  denied: no" in ran.err
     assert not is_alive(two_services.await_hanging())
     assert two_services.commands("convox build --app", "convox releases promote --app") == []
     assert two_services.nothing_is_left()

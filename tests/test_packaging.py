@@ -1,0 +1,64 @@
+"""The wheel, and the Pythons that the tool says it runs on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, World
+
+import convox_deploy
+
+UV = str(Path(sys.executable).with_name("uv"))
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+OLDEST, NEWEST = 9, 13
+
+
+def pythons() -> Iterator[str]:
+    """Yields a Python of each minor version that is supported and found on this machine."""
+    places = [*os.environ["PATH"].split(os.pathsep), *map(str, Path.home().glob(".pyenv/versions/*/bin"))]
+    for minor in range(OLDEST, NEWEST + 1):
+        found = (shutil.which(f"python3.{minor}", path=place) for place in places)
+        runs = (path for path in found if path and subprocess.run([path, "-c", ""], check=False).returncode == 0)
+        if path := next(runs, None):
+            yield path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", directory, ROOT], check=True)
+    [wheel] = directory.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_the_one_module_and_names_it_by_its_version(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if ".dist-info/" not in name] == ["convox_deploy.py"]
+    assert wheel.name == f"convox_deploy-{convox_deploy.__version__}-py3-none-any.whl"
+    assert convox_deploy.__version__ not in PYPROJECT
+
+
+def test_the_supported_pythons_are_named_alike_everywhere() -> None:
+    classified = re.findall(r"Programming Language :: Python :: 3\.(\d+)", PYPROJECT)
+    assert [int(minor) for minor in classified] == list(range(OLDEST, NEWEST + 1))
+    assert f'requires-python = ">=3.{OLDEST}"' in PYPROJECT
+    assert f'# requires-python = ">=3.{OLDEST}"' in (ROOT / "convox_deploy.py").read_text()
+    assert f"Python 3.{OLDEST} or later" in " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.mark.parametrize("python", list(pythons()))
+def test_the_installed_command_deploys_with_each_python(world: World, wheel: Path, tmp_path: Path, python: str) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([UV, "venv", "--quiet", "--python", python, venv], check=True)
+    subprocess.run([UV, "pip", "install", "--quiet", "--python", venv / "bin" / "python", wheel], check=True)
+    ran = world.deploy(program=[venv / "bin" / "convox-deploy"], python=venv / "bin" / "python")
+    assert ran.status == 0, ran.text
+    assert ran.out.endswith("shop runs RNEWRELEASE.\n")
