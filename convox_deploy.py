@@ -32,6 +32,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import uuid
@@ -81,7 +82,9 @@ PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a
     r"|could not connect to the endpoint|temporary failure in name resolution",
     re.IGNORECASE,
 )
-OTHER_NAMES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}  # of architectures, as docker takes them
+OTHER_NAMES = {  # of architectures, as docker takes them
+    **{"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armel": "arm", "i386": "386"}
+}
 T = TypeVar("T")
 NULL = "tag:yaml.org,2002:null"
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
@@ -149,14 +152,13 @@ class Settings(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """The platform that docker is asked to build for, empty where that is left to docker."""
-        asked = os.environ.get("DOCKER_DEFAULT_PLATFORM") or ""
-        words = iter(self.docker_build_args)
+        """The platform that docker is asked to build for, several with commas, empty where that is left to docker."""
+        asked, words = [], iter(self.docker_build_args)
         for word in words:
             name, is_given, value = word.partition("=")
             if name == "--platform":
-                asked = value if is_given else next(words, "")
-        return asked
+                asked.append(value if is_given else next(words, ""))
+        return ",".join(asked) or os.environ.get("DOCKER_DEFAULT_PLATFORM") or ""
 
     def convox_environment(self) -> dict[str, str]:
         """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
@@ -441,8 +443,12 @@ class Stream:
         text = redacted(data.decode(errors="replace"))
         if self.label:
             text = "".join(f"{self.label} | {line}\n" for line in text.splitlines())
-        if text:
-            click.echo(text, self.sink, nl=False)
+        if text and self.sink:
+            try:
+                click.echo(text, self.sink, nl=False)
+            except OSError:
+                if self.sink in (sys.stdout, sys.stderr):
+                    raise  # while what is hidden may be lost, where there is no room for it
 
     def flush(self) -> None:
         self.show(self.unshown)
@@ -463,6 +469,7 @@ class Commands:
         self._signal: int | None = None  # None: what stops us is a failure
         self._groups: set[int] = set()
         self._threads = ThreadPoolExecutor(AT_ONCE)
+        self.one_docker_login = threading.Lock()  # docker rewrites its config.json whole, without a lock
 
     def handle_signals(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -487,9 +494,8 @@ class Commands:
         return [future.result() for future in futures]
 
     def end(self) -> None:
-        """Ends what still runs."""
-        if not self.is_stopping:
-            self._stop()
+        """Ends what still runs, and what a signal has not ended yet."""
+        self._stop()
         self._threads.shutdown()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -536,7 +542,8 @@ class Commands:
         environment = environment_without_the_rack() if env is None else {**os.environ, **env}
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             streams, ends = {}, []
-            hidden = ours.enter_context(tempfile.TemporaryFile("a+", errors="replace")) if self.quiet else None
+            is_hidden = self.quiet and not out == err == KEEP
+            hidden = ours.enter_context(tempfile.TemporaryFile("a+", errors="replace")) if is_hidden else None
             for number, sink, mode in ((1, sys.stdout, out), (2, sys.stderr, err)):
                 if mode == LIVE:
                     ends.append(hidden.fileno() if hidden else number)
@@ -640,16 +647,18 @@ def read_streams(streams: Mapping[int, Stream], running: Any) -> None:
 
 def show_hidden(argv: tuple[str, ...], hidden: TextIO) -> None:
     """Shows a command that failed, and all that it said."""
-    if hidden.seek(0, os.SEEK_END):
-        hidden.seek(0)
-        show(argv)
-        for line in hidden:
-            click.echo(redacted(line), nl=False, err=True)
+    show(argv)
+    hidden.seek(0)
+    said = Stream(sys.stderr)
+    while chunk := hidden.buffer.read(65536):
+        said.take(chunk)
+    said.flush()
 
 
 def command_name(argv: tuple[str, ...]) -> str:
     """Returns a command as people call it: `docker push`, `convox releases promote`, `deploy/after_build.sh`."""
-    return " ".join([argv[0], *(word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word))])
+    words = [word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word)]
+    return " ".join([argv[0], *words, *(["--help"] if argv[-1] == "--help" else [])])
 
 
 def why_not_started(program: str, error: Exception) -> str:
@@ -665,7 +674,11 @@ GET_IT = {
 }
 
 
-ADVICE = {  # what to do, by what a command said
+ADVICE = {  # what to do, by what a command said; the rack's builds first, as their logs may hold any of the others
+    "ERROR: .*build failed": "What the rack said is above. If it may not pull the image, give it"
+    " the login with `convox registries add`.",
+    "ERROR: rollback": "The new containers did not become healthy: `convox logs` shows why. If they say `exec format"
+    " error`, the image is for another architecture: build with `-- --platform linux/amd64`.",
     "no basic auth credentials": "docker is not logged in to this registry. Run `docker login`, or leave out"
     " --skip-ecr-login.",
     "not authorized|AccessDenied": "This AWS user or role may not do that. Have it allowed to push to the repository"
@@ -675,10 +688,6 @@ ADVICE = {  # what to do, by what a command said
     "name unknown": "The repository is not there, and could not be made. Have somebody make it who may:"
     " `aws ecr create-repository`.",
     "no space left": "A disk is full. `docker system prune` makes room on docker's.",
-    "ERROR:.* build failed|^ERROR: build failed": "What the rack said is above. If it may not pull the image, give it"
-    " the login with `convox registries add`.",
-    "ERROR: rollback": "The new containers did not become healthy: `convox logs` shows why. If they say `exec format"
-    " error`, the image is for another architecture: build with `-- --platform linux/amd64`.",
 }
 
 
@@ -688,7 +697,7 @@ def failure(argv: tuple[str, ...], output: Output, label: str | None = None) -> 
         return DeployError(f"{name} was ended by {signal.Signals(-status).name}.", 128 - status)
     said = [f"  {line}" for line in output.err.strip().splitlines()[-5:]]
     advice = [text for pattern, text in ADVICE.items() if re.search(pattern, output.err)][:1]
-    above = "" if said else " What it said is above."
+    above = "" if said else " What it said, if anything, is above."
     ended = f"{name} failed with {'exit status' if status > 0 else 'signal'} {abs(status)}.{above}"
     return DeployError("\n".join([ended, *said, *advice]))
 
@@ -872,6 +881,7 @@ class Deploy:
             warn(f"aws may not look up {' and '.join(self.unknown)} in ECR; the push will tell whether that is there.")
         for image in self.images:
             self.identify(image)
+        self.commands.side_by_side(functools.partial(self.make_repository, name) for name in sorted(self.missing))
         pushes = [(image, repository) for image in self.images for repository in image.repositories]
         self.commands.side_by_side(
             functools.partial(self.push_image, *push, is_alone=len(pushes) == 1) for push in pushes
@@ -900,7 +910,7 @@ class Deploy:
             self.release_id = "RELEASE_ID"
             return
         self.release_id = self.new_release(output.out)
-        self.tell(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
+        say(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
 
     @step
     def before_release(self) -> None:
@@ -987,7 +997,8 @@ class Deploy:
                 advice = f"This aws is too old.{GET_IT['aws']}"
             raise DeployError(f"aws gives no password for ECR in {region[1]}: {answer.complaint}\n{advice}")
         if not self.settings.dry_run:
-            said = self.commands.ask(*login, stdin=password, repeatable=True)
+            with self.commands.one_docker_login:
+                said = self.commands.ask(*login, stdin=password, repeatable=True)
             # A credential helper that cannot store a login is one that needs none.
             if said.status and "error storing credentials" not in said.err:
                 raise DeployError(
@@ -1058,7 +1069,7 @@ class Deploy:
         branch = self.git("rev-parse", "--abbrev-ref", "HEAD")
         if branch == "HEAD":  # Jenkins checks out a commit, and says in a variable of which branch
             branch = os.environ.get("BRANCH_NAME") or os.environ.get("GIT_BRANCH") or branch
-        commit, _, description = self.git("log", "-1", "--format=%H %h %s").partition(" ")
+        commit, _, description = self.git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
         describe = self.git("describe", "--always", "--dirty")
         return Commit(commit, re.sub("^origin/", "", branch), description, describe)
 
@@ -1088,7 +1099,7 @@ class Deploy:
         self.tell(f"The image of {names} is for {image.platform}.")
         asked = self.settings.platform
         words = [OTHER_NAMES.get(word, word) for word in asked.lower().split("/")[:2]]
-        if asked and "," not in asked and not set(words) <= set(image.platform.split("/")):
+        if asked not in ("", "local") and "," not in asked and not set(words) <= set(image.platform.split("/")):
             raise DeployError(
                 f"The image of {names} is for {image.platform}, and {asked} was asked for. Its base image is probably"
                 f" here for {image.platform} alone: get it with `docker pull --platform {asked}`, and look for a"
@@ -1131,8 +1142,6 @@ class Deploy:
     def push_image(self, image: Image, repository: str, is_alone: bool) -> None:
         """Tags and pushes. Beside others, each line of the push is marked with the service that the image is for."""
         reference = f"{repository}:{image.tag}"
-        if repository in self.missing:
-            self.make_repository(repository)
         self.commands.do("docker", "tag", image.local, reference)
         service = next(service.name for service in image.services if service.repository == repository)
         how = {"err": TEE} if is_alone else {"out": TEE, "err": TEE, "label": service}
@@ -1237,7 +1246,7 @@ class Deploy:
     def state(self, error: DeployError) -> str:
         """Returns in what state the app is left."""
         app, release = self.settings.app, self.release_id
-        as_before = f" {app} runs {self.release_before}, as before." if self.release_before else ""
+        before = f" {app} ran {self.release_before} when this began." if self.release_before else ""
         if self.settings.dry_run or self.current_step in ("", "preflight"):
             return "Nothing was changed."
         if self.promote_asked:
@@ -1246,13 +1255,13 @@ class Deploy:
                 f" `convox apps cancel --app {app}` stops it. To promote it again:\n  {self.way_on()}"
             )
         if release:
-            return f"Nothing was promoted.{as_before} Release {release} is built; go on with\n  {self.way_on()}"
+            return f"Nothing was promoted.{before} Release {release} is built; go on with\n  {self.way_on()}"
         if self.current_step == "release" and error.exit_status != FAILED:
             return (
-                f"Nothing was promoted.{as_before} The build may still run on the rack, `convox builds --app {app}`"
+                f"Nothing was promoted.{before} The build may still run on the rack, `convox builds --app {app}`"
                 " tells; its release goes live only if somebody promotes it."
             )
-        return f"Nothing was released or promoted.{as_before}"
+        return f"Nothing was released or promoted.{before}"
 
     def report(self, error: DeployError | None) -> None:
         if self.current_step not in ("", "preflight") and not self.settings.dry_run:
@@ -1326,14 +1335,12 @@ class Deploy:
 
     def remove_local_tags(self) -> None:
         """Removes the names that are ours alone. The pushed images stay in docker: the next build starts from them."""
-        if self.local_tags:
+        tags, self.local_tags = self.local_tags, []
+        if tags:
             # Not through `commands`: after a signal they run nothing more.
             how: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
-            with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException):
-                sh.Command("docker")(
-                    *("image", "rm", "--no-prune"), *self.local_tags, _env=environment_without_the_rack(), **how
-                )
-            self.local_tags.clear()
+            with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException, sh.ForkException, OSError):
+                sh.Command("docker")("image", "rm", "--no-prune", *tags, _env=environment_without_the_rack(), **how)
 
     def clean_up(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)

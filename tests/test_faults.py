@@ -133,10 +133,11 @@ def state_is_true(command: Command, way: str, said: str) -> bool:
         return "was asked to promote RNEWRELEASE" in said
     if command.step == "before_release":
         return (
-            "Nothing was promoted. shop runs ROLDRELEASE, as before. Release RNEWRELEASE is built; go on with" in said
+            "Nothing was promoted. shop ran ROLDRELEASE when this began. Release RNEWRELEASE is built; go on with"
+            in said
         )
     if command.step == "release" and way in ("never ending", "terminated"):
-        return "Nothing was promoted. shop runs ROLDRELEASE, as before. The build may still run on the rack" in said
+        return "Nothing was promoted. shop ran ROLDRELEASE when this began. The build may still run on the rack" in said
     return "Nothing was released or promoted." in said
 
 

@@ -166,6 +166,9 @@ MISTAKES: dict[str, Arrange] = {
     "a release that the rack cannot build": rule(
         "convox build --app", status=1, err="pull access denied for shop\nERROR: build failed\n"
     ),
+    "a release whose image the rack may not pull": rule(
+        "convox build --app", status=1, err="Error: no basic auth credentials\nERROR: build failed\n"
+    ),
     "a build that names no release": rule("convox build --app", out="OK\n"),
     "a promote that is rolled back": rule("convox releases promote --app", status=1, err="ERROR: rollback\n"),
     "another release that runs": rule("convox releases promote --app", out="OK\n"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from conftest import COMPOSE, ECR, World, is_alive
 
@@ -77,6 +79,47 @@ def test_pushes_run_side_by_side_and_each_line_tells_of_which_service_it_is(two_
 def test_one_push_goes_straight_to_the_terminal_or_log(world: World) -> None:
     world.rules["docker push"] = {"usual": True, "out": "as docker wrote it\n"}
     assert "\nas docker wrote it\n" in world.deploy().out
+
+
+def test_logins_take_turns_as_docker_rewrites_its_whole_configuration(world: World) -> None:
+    other = ECR.replace("us-east-1", "eu-west-1")
+    world.write("docker-compose.yml", COMPOSE + f"  worker:\n    image: {other}/worker:TAG\n")
+    for region, other_region in (("us-east-1", "eu-west-1"), ("eu-west-1", "us-east-1")):
+        start = "aws ecr get-login-password --region "
+        world.rules[start + region] = {"usual": True, "once": start + other_region}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+
+
+def test_a_lookup_that_ignores_a_signal_is_killed_in_the_end(world: World) -> None:
+    world.write("deploy/before_build.sh", "#!/bin/sh\n: >began\nexec sleep 600\n", 0o755)
+    world.rules[LOOKUP] = {"hang": True, "ignore_term": True}
+    process = world.start()
+    lookup = world.await_hanging()
+    while not (world.app / "began").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert not is_alive(lookup)
+
+
+def test_a_repository_of_two_images_is_made_once(two_services: World) -> None:
+    two_services.write("docker-compose.yml", TWO_SERVICES.replace("/worker:TAG", "/shop:TAG"))
+    ran = two_services.deploy()
+    assert ran.status == 0, ran.text
+    assert len(two_services.commands("aws ecr create")) == 1
+
+
+def test_a_clean_up_that_fails_does_no_harm(world: World) -> None:
+    world.write(
+        "deploy/before_release.sh",
+        '#!/bin/sh\nrm "$HOOK_STANDIN/docker"\necho "#!/no/such/shell" >"$HOOK_STANDIN/docker"\n/bin/chmod +x "$HOOK_STANDIN/docker"\n',
+        0o755,
+    )
+    ran = world.deploy(env={"PATH": f"{world.env['PATH']}:/usr/bin:/bin"})
+    assert ran.status == 0, ran.text
+    assert ran.out.endswith("shop runs RNEWRELEASE.\n")
 
 
 def test_a_push_that_fails_ends_the_others_and_is_the_one_reported(two_services: World) -> None:

@@ -9,7 +9,7 @@ import re
 import signal
 
 import pytest
-from conftest import ECR, World
+from conftest import ECR, TOOL, World
 
 HEADERS = ["preflight", "before_build", "build", "after_build", "push", "release", "before_release", "promote"]
 SHORT_ID = "3cbf733dcc19"
@@ -55,7 +55,10 @@ def test_quiet_shows_headers_and_the_end(world: World) -> None:
     ran = world.deploy("--quiet")
     assert ran.status == 0
     assert ran.err == ""
-    assert re.sub(r"==> \[\d/7\] \w+\n", "", ran.out) == "\nshop runs RNEWRELEASE.\n"
+    assert re.sub(r"==> \[\d/7\] \w+\n", "", ran.out) == (
+        "\nRelease RNEWRELEASE is built, and not live yet. To go on from here:\n"
+        f"  {TOOL} --app shop --release RNEWRELEASE\n\nshop runs RNEWRELEASE.\n"
+    )
     assert headers(ran.out) == HEADERS
 
 
@@ -91,9 +94,11 @@ ASKED = {
     "amd64": True,
     "linux/x86_64": True,
     "linux/amd64,linux/arm64": True,  # docker says itself whether it can
+    "local": True,
     "linux/arm64": False,
     "linux/arm64/v8": False,
     "aarch64": False,
+    "linux/armhf": False,
 }
 
 

@@ -70,7 +70,7 @@ def test_a_time_out_ends_the_command_and_its_children(world: World) -> None:
     ran = world.deploy("--timeout", "0.1")
     assert ran.status == 124
     assert "The time was up during `convox build`. DEPLOY_TIMEOUT sets the minutes for a step." in ran.err
-    assert "shop runs ROLDRELEASE, as before. The build may still run on the rack" in ran.err
+    assert "shop ran ROLDRELEASE when this began. The build may still run on the rack" in ran.err
     assert not is_alive(int((world.home / "child").read_text()))
 
 
