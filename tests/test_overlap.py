@@ -87,6 +87,7 @@ def test_logins_take_turns_as_docker_rewrites_its_whole_configuration(world: Wor
     for region, other_region in (("us-east-1", "eu-west-1"), ("eu-west-1", "us-east-1")):
         start = "aws ecr get-login-password --region "
         world.rules[start + region] = {"usual": True, "once": start + other_region}
+    world.rules["docker login"] = {"usual": True, "alone_for": 0.5}
     ran = world.deploy()
     assert ran.status == 0, ran.text
 

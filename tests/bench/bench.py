@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / ".sandbox" / "bench.json", help="[default: %(default)s]")
     parser.add_argument("words", nargs="*", help="measure only rows with one of these in their name")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="convox-bench-") as home:
         bench = Bench(sandbox, Path(home))
         rows = [row for row in bench.rows() if not options.words or any(word in row.name for word in options.words)]
