@@ -82,9 +82,8 @@ PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a
     r"|could not connect to the endpoint|temporary failure in name resolution",
     re.IGNORECASE,
 )
-OTHER_NAMES = {  # of architectures, as docker takes them
-    **{"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armel": "arm", "i386": "386"}
-}
+# Other names that docker takes for an architecture.
+ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armel": "arm", "i386": "386"}
 T = TypeVar("T")
 NULL = "tag:yaml.org,2002:null"
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
@@ -1098,7 +1097,7 @@ class Deploy:
         names = " and ".join(service.name for service in image.services)
         self.tell(f"The image of {names} is for {image.platform}.")
         asked = self.settings.platform
-        words = [OTHER_NAMES.get(word, word) for word in asked.lower().split("/")[:2]]
+        words = [ALIASES.get(word, word) for word in asked.lower().split("/")[:2]]
         if asked not in ("", "local") and "," not in asked and not set(words) <= set(image.platform.split("/")):
             raise DeployError(
                 f"The image of {names} is for {image.platform}, and {asked} was asked for. Its base image is probably"
