@@ -504,12 +504,15 @@ class Commands:
 
     def do(self, *argv: str, **how: Any) -> Output:
         """Shows and runs a command that changes something; a dry run only shows it. Raises DeployError if it fails."""
-        if not self.quiet:
-            show(argv, cwd=how.get("cwd"))
+        self.show(argv, cwd=how.get("cwd"))
         output = Output(0, "", "") if self.dry_run else self.run(argv, **how)
         if output.status:
             raise failure(argv, output, how.get("label"))
         return output
+
+    def show(self, *pipe: tuple[str, ...], cwd: str | None = None) -> None:
+        if not self.quiet:
+            show(*pipe, cwd=cwd)
 
     def run(self, argv: tuple[str, ...], repeatable: bool = False, **how: Any) -> Output:
         """Runs a command as `_run` does; a repeatable one again, after a pause, if it fails for a passing reason."""
@@ -986,8 +989,7 @@ class Deploy:
         region = ecr_options(registry)[:2]
         get_password = ("aws", "ecr", "get-login-password", *region)
         login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
-        if not self.settings.quiet:
-            show(get_password, login)
+        self.commands.show(get_password, login)
         answer = self.commands.ask(*get_password, repeatable=True)
         password = answer.out.strip()
         if answer.status or not re.fullmatch("[!-~]+", password):
@@ -1128,8 +1130,7 @@ class Deploy:
     def make_repository(self, repository: str) -> None:
         registry, _, name = repository.partition("/")
         create = ("aws", "ecr", "create-repository", *ecr_options(registry), "--repository-name", name)
-        if not self.settings.quiet:
-            show(create)
+        self.commands.show(create)
         if self.settings.dry_run:
             return
         answer = self.commands.ask(*create, repeatable=True)

@@ -96,11 +96,15 @@ class World:
         done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], cwd=self.app, check=True, capture_output=True)
         return done.stdout.decode().strip()
 
+    def ready_standins(self) -> None:
+        """Gives the stand-ins what they read: the rules, and the calls so far."""
+        (self.home / "rules.json").write_text(json.dumps(self.rules))
+        (self.home / "calls.jsonl").touch()
+
     def start(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> subprocess.Popen[str]:
         """Starts a deploy, or the `program` given, with our Python or the one given. A variable that is None is not set."""
         program, python = how.pop("program", [TOOL]), how.pop("python", sys.executable)
-        (self.home / "rules.json").write_text(json.dumps(self.rules))
-        (self.home / "calls.jsonl").touch()
+        self.ready_standins()
         environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)

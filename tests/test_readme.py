@@ -47,8 +47,7 @@ def typed(world: World) -> Callable[..., subprocess.CompletedProcess[str]]:
     (world.bin / "python3").unlink()
     (world.bin / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     (world.bin / "python3").chmod(0o755)
-    (world.home / "rules.json").write_text("{}")
-    (world.home / "calls.jsonl").touch()
+    world.ready_standins()
 
     def run(line: str, **env: str) -> subprocess.CompletedProcess[str]:
         shell = ["/bin/sh", "-xec", line]
