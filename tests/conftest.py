@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
+import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "convox_deploy.py"
@@ -22,7 +26,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "sandbox")]
 
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 COMPOSE = f"version: '2'\nservices:\n  web:\n    image: {ECR}/shop:TAG\n  redis:\n    image: redis:7\n"
-HOOK = '#!/bin/sh\nexec "$HOOK_STANDIN/{name}" "$@"\n'
+STANDIN = ROOT / "tests" / "standin"
+REAL_GIT = shutil.which("git") or "git"
+IMAGE_ID = "sha256:" + "3cbf733dcc19" * 5 + "abcd"
+DIGEST = "sha256:" + "d" * 64
+WITH_CONSTANTS = """
+import sys, convox_deploy
+sys.argv[0] = {tool!r}
+vars(convox_deploy).update({constants!r})
+convox_deploy.main()
+"""
 
 
 class Ran(NamedTuple):
@@ -37,38 +50,68 @@ class Ran(NamedTuple):
         return self.out + self.err
 
 
-@dataclass
+@dataclass(frozen=True)
+class Call:
+    """How a stand-in was called."""
+
+    pid: str
+    cwd: str
+    stdin: str
+    argv: list[str]
+    home: Path
+
+    @property
+    def line(self) -> str:
+        return " ".join(self.argv)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment, of which a shell shows what has a name that it takes."""
+        text = (self.home / f"env.{self.pid}").read_bytes().decode(errors="surrogateescape")
+        words = shlex.split(text)
+        return dict(word.split("=", 1) for word in words if word != "export" and "=" in word)
+
+    @property
+    def upload(self) -> dict[str, str]:
+        """The files that `convox build` was given, by name."""
+        directory = self.home / f"upload.{self.pid}"
+        return {path.name: path.read_bytes().decode() for path in directory.iterdir() if path.is_file()}
+
+
 class World:
     """An app in a directory, and stand-ins for all programs that a deploy runs."""
 
-    home: Path
-
-    def __post_init__(self) -> None:
-        self.app, self.bin, self.tmp = self.home / "shop", self.home / "bin", self.home / "tmp"
+    def __init__(self, home: Path, answers: Path) -> None:
+        self.home, self.app, self.bin, self.tmp = home, home / "shop", home / "bin", home / "tmp"
         for directory in (self.app, self.bin, self.tmp):
             directory.mkdir()
         for program in ("docker", "aws", "convox", "git"):
-            (self.bin / program).symlink_to(ROOT / "tests" / "standin")
+            (self.bin / program).symlink_to(STANDIN)
         (self.bin / "python3").symlink_to(sys.executable)
         (self.bin / "sleep").symlink_to(shutil.which("sleep") or "sleep")
-        (self.home / "running").write_text("ROLDRELEASE")
+        self.pipes = {name: Announcements(home / name) for name in ("hanging", "termed")}
+        (home / "running").write_text("ROLDRELEASE\n")
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, dict[str, Any]] = {}
+        self.constants: dict[str, Any] = {}  # of the tool, to be replaced
         self.env = {
             "PATH": str(self.bin),
-            "HOME": str(self.home),
+            "HOME": str(home),
             "TMPDIR": str(self.tmp),
-            "STANDIN": str(self.home),
+            "STANDIN": str(home),
             "STANDIN_PYTHON": sys.executable,
-            "STANDIN_CONVOX": str(ROOT / "examples" / "sandbox" / "convox"),
-            "CONVOX_STANDIN": str(self.home / "rack"),
-            "REAL_GIT": shutil.which("git") or "git",
-            "HOOK_STANDIN": str(self.bin),
+            "STANDIN_DISTURB": str(STANDIN.with_suffix(".py")),
+            "STANDIN_ANSWERS": str(answers),
+            "STANDIN_SEPARATOR": "\x1f",
+            "STANDIN_IMAGE_ID": IMAGE_ID,
+            "STANDIN_DIGEST": DIGEST,
+            "REAL_GIT": REAL_GIT,
             "APP_NAME": "shop",
             "CONVOX_HOST": "rack.example.com",
             "CONVOX_PASSWORD": "the/rack's secret",
             "LANG": "C.UTF-8",
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
         }
 
     def write(self, name: str, text: str | bytes, mode: int = 0o644) -> Path:
@@ -79,14 +122,14 @@ class World:
         return path
 
     def add_hooks(self, *names: str) -> None:
-        """Adds recording hooks; a rule for `before_build` and so on disturbs one."""
+        """Add recording hooks; a rule for `before_build` and so on disturbs one."""
+        (self.app / "deploy").mkdir(exist_ok=True)
         for name in names or ("before_build", "after_build", "before_release"):
-            (self.bin / name).symlink_to(ROOT / "tests" / "standin")
-            self.write(f"deploy/{name}.sh", HOOK.format(name=name), 0o755)
+            (self.app / "deploy" / f"{name}.sh").symlink_to(STANDIN)
 
     def add_git(self, message: str = "Sell more") -> str:
-        """Makes the app a checkout with one commit, and returns the commit's short hash."""
-        git = [self.env["REAL_GIT"], "-c", "user.name=test", "-c", "user.email=test@localhost"]
+        """Make the app a git repository with one commit, and return the commit's short hash."""
+        git = [REAL_GIT, "-c", "user.name=test", "-c", "user.email=test@localhost"]
         for words in (
             ["init", "--quiet", "--initial-branch=main"],
             ["add", "."],
@@ -97,13 +140,16 @@ class World:
         return done.stdout.decode().strip()
 
     def ready_standins(self) -> None:
-        """Gives the stand-ins what they read: the rules, and the calls so far."""
+        """Give the stand-ins what they read: the rules, and the calls so far."""
         (self.home / "rules.json").write_text(json.dumps(self.rules))
-        (self.home / "calls.jsonl").touch()
+        (self.home / "rules").write_text("".join(f"{start}\n" for start in self.rules))
+        (self.home / "calls").touch()
 
     def start(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> subprocess.Popen[str]:
-        """Starts a deploy, or the `program` given, with our Python or the one given. A variable that is None is not set."""
+        """Start a deploy, or the `program` given, with our Python or the one given. A variable that is None is unset."""
         program, python = how.pop("program", [TOOL]), how.pop("python", sys.executable)
+        if self.constants:
+            program = ["-c", WITH_CONSTANTS.format(tool=str(TOOL), constants=self.constants)]
         self.ready_standins()
         environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -111,45 +157,73 @@ class World:
         return subprocess.Popen([python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how})
 
     def deploy(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> Ran:
-        """Deploys, and returns how that ended."""
-        process = self.start(*args, env=env, **how)
-        out, err = process.communicate(timeout=60)
-        return Ran(process.returncode, out or "", err or "")
+        """Deploy, and return how that ended."""
+        return ended(self.start(*args, env=env, **how))
+
+    def deploy_and_signal(self, signum: int, *args: str, **how: Any) -> Ran:
+        """Deploy, and send the signal once a command with the rule `hang` hangs. SIGALRM is a step's timeout."""
+        process = self.start(*args, **how)
+        self.await_hanging()
+        process.send_signal(signum)
+        return ended(process)
 
     @property
-    def calls(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.home / "calls.jsonl").read_text().splitlines()]
+    def calls(self) -> list[Call]:
+        records = (self.home / "calls").read_bytes().decode(errors="surrogateescape").split("\x1e")[:-1]
+        fields = [record.split("\x1f") for record in records]
+        return [Call(pid, cwd, stdin, argv, self.home) for pid, cwd, stdin, *argv in fields]
 
     def commands(self, *starts: str) -> list[str]:
-        """Returns the command lines so far, those that begin with one of `starts` if there are any."""
-        lines = [" ".join(call["argv"]) for call in self.calls]
-        return [line for line in lines if not starts or line.startswith(starts)]
+        """Return the command lines so far, or only those that begin with one of `starts`."""
+        return [call.line for call in self.calls if call.line.startswith(starts or "")]
 
-    def call(self, start: str) -> dict[str, Any]:
-        """Returns the one call whose command line begins with `start`."""
-        [found] = [call for call in self.calls if " ".join(call["argv"]).startswith(start)]
+    def call(self, start: str) -> Call:
+        """Return the one call whose command line begins with `start`."""
+        [found] = [call for call in self.calls if call.line.startswith(start)]
         return found
 
     def await_hanging(self) -> int:
-        """Waits for a command with the rule `hang`, and returns its process id."""
-        return int(await_content(self.home / "hanging"))
+        """Wait for a command with the rule `hang`, and return its process id."""
+        return self.pipes["hanging"].read()
+
+    def await_term(self) -> None:
+        """Wait until a command with the rule `ignore_term` got a TERM."""
+        self.pipes["termed"].read()
+
+    @property
+    def running(self) -> str:
+        """The release that the app runs."""
+        return (self.home / "running").read_text().strip()
 
     def nothing_is_left(self) -> bool:
         return not list(self.tmp.iterdir())
 
 
+class Announcements:
+    """A named pipe that stand-ins write their process ids to. What they wrote stays until it is read."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.descriptor = os.open(path, os.O_RDWR)
+
+    def read(self) -> int:
+        ready, _, _ = select.select([self.descriptor], [], [], 30)
+        assert ready, "no command hangs"
+        return int(os.read(self.descriptor, 16))
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def ended(process: subprocess.Popen[str]) -> Ran:
+    out, err = process.communicate(timeout=60)
+    return Ran(process.returncode, out or "", err or "")
+
+
 def heed_signals() -> None:
-    """Undoes what a shell does to a command in the background, and nohup: to have it ignore signals."""
+    """Undo what a shell does to a command in the background, and nohup: to have it ignore signals."""
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
-
-
-def await_content(path: Path) -> str:
-    deadline = time.monotonic() + 30
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline, f"{path} was not written"
-        time.sleep(0.02)
-    return path.read_text()
 
 
 def is_alive(pid: int) -> bool:
@@ -160,16 +234,49 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the sandbox's convox prints, for the stand-in to print it too: there is one set of answers, not two."""
+    directory = tmp_path_factory.mktemp("answers")
+    path = str(ROOT / "examples" / "sandbox" / "convox")
+    loader = importlib.machinery.SourceFileLoader("sandbox_convox", path)
+    convox: Any = types.ModuleType(loader.name)
+    loader.exec_module(convox)
+    for convox.CLI in ("2016", "2018", "v2", "v3"):
+        of_cli = directory / convox.CLI
+        of_cli.mkdir()
+        for command in ("build", "releases promote"):
+            (of_cli / f"{command}.help").write_text(convox.help_of(command))
+        formats = {"build": convox.build_answer(False), "build.id": convox.build_answer(True)}
+        formats["api"] = convox.app_answer("shop", "%s", "running")
+        for name, text in formats.items():
+            (of_cli / name).write_text(text.replace("\n", "\\n") + "\n")
+    return directory
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def world(tmp_path: Path, answers: Path) -> Iterator[World]:
+    made = World(tmp_path, answers)
     yield made
+    for pipe in made.pipes.values():
+        pipe.close()
     if (tmp_path / "child").exists() and is_alive(pid := int((tmp_path / "child").read_text())):
         os.kill(pid, signal.SIGKILL)
         pytest.fail("a child of a command outlived the deploy")
 
 
 # --- the sandbox ----------------------------------------------------------------------
+
+
+class SandboxOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]
+    """Runs all tests that need the sandbox on one worker, beside the rest: there is one sandbox."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "sandbox" if "test_sandbox.py" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SandboxOnOneWorker:
+    return SandboxOnOneWorker(config, log)
 
 
 @pytest.fixture(scope="session")

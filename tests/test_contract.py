@@ -37,7 +37,7 @@ def test_each_generation_of_the_cli_gets_the_options_that_it_lists(world: World,
     commit = world.add_git()
     ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
     assert ran.status == 0, ran.text
-    convox = [call["argv"][1:] for call in world.calls if call["argv"][0] == "convox"]
+    convox = [call.argv[1:] for call in world.calls if call.argv[0] == "convox"]
     assert convox == [
         ["build", "--help"],
         ["releases", "promote", "--help"],
@@ -55,9 +55,9 @@ def test_a_rack_is_named_by_variable_and_option(world: World, cli: str) -> None:
     assert ran.status == 0, ran.text
     for start in ("convox build --app", "convox releases promote --app"):
         call = world.call(start)
-        assert call["argv"][call["argv"].index("--rack") + 1] == "org/production"
-        assert call["env"]["CONVOX_RACK"] == "org/production"
-        assert "RACK_URL" not in call["env"]
+        assert call.argv[call.argv.index("--rack") + 1] == "org/production"
+        assert call.env["CONVOX_RACK"] == "org/production"
+        assert "RACK_URL" not in call.env
     assert len(world.commands("convox api get --rack org/production /apps/shop")) == 2
     assert "--rack org/production --release RNEWRELEASE" in ran.out
 
@@ -68,7 +68,7 @@ def test_a_deploy_runs_the_lifecycle_in_order(world: World) -> None:
     world.add_hooks()
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    [local] = [call["argv"][-2] for call in world.calls if call["argv"][:2] == ["docker", "build"]]
+    [local] = [call.argv[-2] for call in world.calls if call.argv[:2] == ["docker", "build"]]
     image = f"{ECR}/shop:{commit}-dirty-{SHORT_ID}"
     ecr = "--region us-east-1 --registry-id 123456789012"
     commands = [re.sub(r"--iidfile \S+", "--iidfile ...", line) for line in world.commands()]
@@ -104,10 +104,10 @@ def test_a_deploy_runs_the_lifecycle_in_order(world: World) -> None:
 def test_the_manifest_is_uploaded_alone_and_rewritten(world: World) -> None:
     assert world.deploy().status == 0
     build = world.call("convox build --app")
-    assert build["entries"] == ["docker-compose.yml"]
-    assert build["files"]["docker-compose.yml"] == COMPOSE.replace("TAG", SHORT_ID)
+    assert list(build.upload) == ["docker-compose.yml"]
+    assert build.upload["docker-compose.yml"] == COMPOSE.replace("TAG", SHORT_ID)
     assert Path(world.app, "docker-compose.yml").read_text() == COMPOSE
-    assert not Path(build["cwd"]).exists()
+    assert not Path(build.cwd).exists()
 
 
 def test_hooks_get_what_is_known_and_the_callers_environment(world: World) -> None:
@@ -116,7 +116,7 @@ def test_hooks_get_what_is_known_and_the_callers_environment(world: World) -> No
     ran = world.deploy(env={"CALLERS": "own", "RACK_NAME": "staging"})
     assert ran.status == 0, ran.text
     before_build, after_build, before_release = (
-        world.call(name)["env"] for name in ("before_build", "after_build", "before_release")
+        world.call(name).env for name in ("before_build", "after_build", "before_release")
     )
     for env in (before_build, after_build, before_release):
         assert (env["APP_NAME"], env["RACK_NAME"], env["CONVOX_RACK"]) == ("shop", "staging", "staging")
@@ -135,8 +135,8 @@ def test_hooks_keep_the_callers_input_and_convox_gets_none(world: World, tmp_pat
     answer.write_text("yes\n")
     with answer.open() as stdin:
         assert world.deploy(stdin=stdin).status == 0
-    assert world.call("before_release")["stdin"] == "yes\n"
-    assert {call["stdin"] for call in world.calls if call["argv"][0] == "convox"} == {""}
+    assert world.call("before_release").stdin == "yes"
+    assert {call.stdin for call in world.calls if call.argv[0] == "convox"} == {""}
 
 
 def test_a_branch_is_known_where_jenkins_checks_out_a_commit(world: World) -> None:
@@ -144,29 +144,29 @@ def test_a_branch_is_known_where_jenkins_checks_out_a_commit(world: World) -> No
     world.add_hooks("before_build")
     (world.app / ".git" / "HEAD").write_text((world.app / ".git" / "refs" / "heads" / "main").read_text())
     assert world.deploy(env={"GIT_BRANCH": "origin/production"}).status == 0
-    assert world.call("before_build")["env"]["GIT_BRANCH"] == "production"
+    assert world.call("before_build").env["GIT_BRANCH"] == "production"
 
 
 def test_the_ecr_password_goes_through_stdin_alone(world: World) -> None:
     ran = world.deploy()
-    assert world.call("docker login")["stdin"] == "token-of-ecr"
+    assert world.call("docker login").stdin == "token-of-ecr"
     assert not TOKEN.search(ran.text)
-    assert not any(TOKEN.search(" ".join(call["argv"])) for call in world.calls)
+    assert not any(TOKEN.search(call.line) for call in world.calls)
 
 
 def test_host_and_password_reach_every_generation_as_a_url_too(world: World) -> None:
     assert world.deploy().status == 0
-    env = world.call("convox build --app")["env"]
+    env = world.call("convox build --app").env
     assert env["RACK_URL"] == "https://convox:the%2Frack%27s%20secret@rack.example.com"
     assert (env["CONVOX_HOST"], env["CONVOX_PASSWORD"]) == ("rack.example.com", "the/rack's secret")
-    assert "RACK_URL" not in world.call("docker build")["env"]
+    assert "RACK_URL" not in world.call("docker build").env
 
 
 def test_a_deploy_needs_no_settings_where_the_cli_is_logged_in(world: World) -> None:
     ran = world.deploy(env={"APP_NAME": None, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
     assert ran.status == 0, ran.text
     build = world.call("convox build --app shop")  # the directory's name
-    assert not {"RACK_URL", "CONVOX_RACK", "CONVOX_HOST"} & build["env"].keys()
+    assert not {"RACK_URL", "CONVOX_RACK", "CONVOX_HOST"} & build.env.keys()
 
 
 def test_a_registry_other_than_ecr_needs_no_aws(world: World) -> None:
@@ -264,7 +264,7 @@ services:
     world.add_hooks("after_build")
     ran = world.deploy("--", "--cache-from", "shop:cache", "--platform=linux/amd64")
     assert ran.status == 0, ran.text
-    builds = [call["argv"][2:] for call in world.calls if call["argv"][:2] == ["docker", "build"]]
+    builds = [call.argv[2:] for call in world.calls if call.argv[:2] == ["docker", "build"]]
     web, worker = ([re.sub("-[0-9a-f]{8}$", "-...", word) for word in words] for words in builds)
     extra = ["--cache-from", "shop:cache", "--platform=linux/amd64"]
     assert web[:3] == extra and web[-3:] == ["--tag", "shop:web-...", "."]
@@ -274,11 +274,11 @@ services:
         *("--target", "run"),
     ]
     assert worker[8:11] == extra and worker[-3:] == ["--tag", "shop:worker-...", "worker"]
-    env = world.call("after_build")["env"]
+    env = world.call("after_build").env
     assert env["DOCKER_TAG"] == env["DOCKER_TAG_WEB"] != env["DOCKER_TAG_WORKER"]
     pushed = {line.split()[-1] for line in world.commands("docker push")}
     assert pushed == {f"{ECR}/shop:{SHORT_ID}", f"{ECR}/shop-worker:{SHORT_ID}"}
-    assert world.call("convox build --app")["entries"] == ["convox.yml"]
+    assert list(world.call("convox build --app").upload) == ["convox.yml"]
 
 
 def test_a_tag_of_ones_own_is_used_as_it_is(world: World) -> None:
@@ -296,7 +296,7 @@ def test_branch_names_and_the_like_make_a_valid_tag(world: World) -> None:
 def test_jenkins_build_url_is_in_the_description(world: World) -> None:
     commit = world.add_git()
     assert world.deploy(env={"BUILD_URL": "https://jenkins/job/shop/7/"}).status == 0
-    argv = world.call("convox build --app")["argv"]
+    argv = world.call("convox build --app").argv
     assert argv[argv.index("--description") + 1] == f"{commit} Sell more https://jenkins/job/shop/7/"
 
 
@@ -304,7 +304,7 @@ def test_a_commit_may_be_described_in_any_language_in_any_locale(world: World) -
     world.add_git("Größe 世界")
     ran = world.deploy(env={"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
     assert ran.status == 0, ran.text
-    argv = world.call("convox build --app")["argv"]
+    argv = world.call("convox build --app").argv
     description = os.fsencode(argv[argv.index("--description") + 1])  # the stand-in's locale is C too
     assert description.decode().endswith("Größe 世界")
 
@@ -326,7 +326,7 @@ def test_the_way_to_go_on_is_said_before_anything_else_happens_and_works(world: 
     way_on = ran.out[:header].strip().splitlines()[-1].split()
     assert way_on[1:] == ["--app", "shop", "--release", "RNEWRELEASE"]
     world.rules.clear()
-    (world.home / "calls.jsonl").unlink()
+    (world.home / "calls").unlink()
     ran = world.deploy(*way_on[1:])
     assert ran.status == 0, ran.text
     assert [line for line in world.commands() if not line.startswith("git")] == [
@@ -337,7 +337,7 @@ def test_the_way_to_go_on_is_said_before_anything_else_happens_and_works(world: 
         "convox releases promote --app shop --wait RNEWRELEASE",
         "convox api get /apps/shop",
     ]
-    assert world.call("before_release")["env"]["RELEASE_ID"] == "RNEWRELEASE"
+    assert world.call("before_release").env["RELEASE_ID"] == "RNEWRELEASE"
 
 
 def test_a_dry_run_shows_every_command_and_changes_nothing(world: World) -> None:
@@ -413,8 +413,7 @@ def test_the_result_file_tells_of_failure_and_never_of_an_earlier_deploy(world: 
 
 def test_the_way_to_go_on_can_be_typed_where_python_was_given_the_file(world: World) -> None:
     shutil.copy(TOOL, world.app)
-    (world.home / "rules.json").write_text("{}")
-    (world.home / "calls.jsonl").touch()
+    world.ready_standins()
     command = [sys.executable, TOOL.name, "--no-promote"]
     done = subprocess.run(command, cwd=world.app, env=world.env, capture_output=True, text=True, check=True)
     assert "\n  ./convox_deploy.py --app shop --release RNEWRELEASE\n" in done.stdout

@@ -141,7 +141,7 @@ def test_the_hooks_get_the_variables_of_the_table(world: World) -> None:
     assert world.deploy().status == 0
     own = {"RACK_URL", *world.env, *os.environ, "_", "SHLVL", "OLDPWD"} - {"APP_NAME"}
     for hook, names in documented.items():
-        assert world.call(hook)["env"].keys() - own == set(names), hook
+        assert world.call(hook).env.keys() - own == set(names), hook
 
 
 def test_the_steps_are_those_of_the_lifecycle() -> None:

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from conftest import ROOT, TOOL
 
-pytestmark = pytest.mark.xdist_group("sandbox")  # one sandbox for all of them
-
 NewApp = Callable[[str], Path]
 
 

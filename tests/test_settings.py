@@ -36,8 +36,8 @@ def test_the_help_shows_each_setting_its_variable_and_its_default(world: World) 
 
 
 def pushed_and_app(world: World) -> tuple[str, str]:
-    app = world.call("convox build --app")["argv"]
-    return world.call("docker push")["argv"][-1], app[app.index("--app") + 1]
+    app = world.call("convox build --app").argv
+    return world.call("docker push").argv[-1], app[app.index("--app") + 1]
 
 
 def test_options_win_over_variables(world: World) -> None:
@@ -147,7 +147,7 @@ def test_a_directory_may_have_any_name_where_the_app_is_named(world: World, name
     world.add_hooks()
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    assert {call["cwd"] for call in world.calls if call["argv"][0] == "before_build"} == {str(world.app)}
+    assert {call.cwd for call in world.calls if call.argv[0] == "before_build"} == {str(world.app)}
 
 
 @pytest.mark.parametrize("name", ["two words", "it's", "-dash", "büro", "$dollar"])
@@ -159,7 +159,7 @@ def test_a_build_context_may_have_any_name_but_a_variable(world: World, name: st
         assert ran.status == 2 and "has a variable in it" in ran.err
     else:
         assert ran.status == 0, ran.text
-        assert os.path.normpath(world.call("docker build")["argv"][-1]) == name
+        assert os.path.normpath(world.call("docker build").argv[-1]) == name
 
 
 def test_a_missing_dockerfile_or_context_is_told(world: World) -> None:

@@ -8,7 +8,9 @@ import subprocess
 from typing import Any
 
 import pytest
-from conftest import ROOT, World, await_content, is_alive
+from conftest import World, ended, is_alive
+
+import convox_deploy
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 HANGING = {
@@ -42,23 +44,23 @@ def test_a_signal_ends_the_running_command_and_tells_what_goes_on(world: World, 
 
 
 def test_a_command_that_ignores_term_is_killed_after_the_grace_period(world: World) -> None:
+    world.constants["GRACE_SECONDS"] = 0.5
     world.rules["docker build"] = {"hang": True, "child": True, "ignore_term": True}
     process = world.start()
     pid = world.await_hanging()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert ended(process).status == 128 + signal.SIGTERM
     assert not is_alive(pid)
     assert world.nothing_is_left()
 
 
 def test_a_second_ctrl_c_kills_without_waiting_for_the_grace_period(world: World) -> None:
     world.rules["docker build"] = {"hang": True, "ignore_term": True}
-    endless_grace = "import convox_deploy; convox_deploy.GRACE_SECONDS = 10**6; convox_deploy.main()"
-    process = world.start(program=["-c", endless_grace], env={"PYTHONPATH": str(ROOT)})
+    world.constants["GRACE_SECONDS"] = 10**6
+    process = world.start()
     pid = world.await_hanging()
     process.send_signal(signal.SIGINT)
-    await_content(world.home / "termed")
+    world.await_term()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
@@ -72,6 +74,10 @@ def test_a_time_out_ends_the_command_and_its_children(world: World) -> None:
     assert "The time was up during `convox build`. DEPLOY_TIMEOUT sets the minutes for a step." in ran.err
     assert "shop ran ROLDRELEASE when this began. The build may still run on the rack" in ran.err
     assert not is_alive(int((world.home / "child").read_text()))
+
+
+def test_the_grace_period_is_that_of_docker_stop() -> None:
+    assert convox_deploy.GRACE_SECONDS == 10
 
 
 def test_without_a_limit_nothing_is_timed_out(world: World) -> None:
@@ -138,7 +144,7 @@ def test_a_log_that_breaks_stops_the_deploy_without_a_promote(world: World) -> N
     pid = world.await_hanging()
     os.close(read_end)
     os.kill(pid, signal.SIGKILL)
-    os.kill(int(await_content(world.home / "child")), signal.SIGKILL)
+    os.kill(int((world.home / "child").read_text()), signal.SIGKILL)
     process.communicate(timeout=30)
     assert process.returncode == 1
     assert world.commands("convox releases promote --app") == []

@@ -1,0 +1,103 @@
+"""Disturbs a call of a stand-in as the rules of the test say: standin.py STANDIN ARGUMENTS...
+
+STANDIN is the stand-in as it was called. It has recorded the call and gives the usual answer where a rule asks for it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Rule = dict[str, Any]
+HOME = Path(os.environ["STANDIN"])
+STANDIN, *WORDS = sys.argv[1:]
+COMMAND = " ".join([Path(STANDIN).stem, *WORDS])
+
+
+def calls_of(start: str) -> int:
+    records = (HOME / "calls").read_text(errors="replace").split("\x1e")[:-1]
+    return sum(" ".join(record.split("\x1f")[3:]).startswith(start) for record in records)
+
+
+def is_turn(start: str, rule: Rule) -> bool:
+    """Return True if the rule is for this call: for every call, or for the one with its number, counted from 1."""
+    return rule.get("number") in (None, calls_of(start))
+
+
+def await_other(what: str, has_happened: Callable[[], bool]) -> None:
+    """Wait for what another command does. Fail if it does not: then the two do not run in parallel."""
+    deadline = time.monotonic() + 20
+    while not has_happened():
+        if time.monotonic() > deadline:
+            sys.exit(f"{COMMAND}: waited for {what} in vain")
+        time.sleep(0.01)
+
+
+def announce(name: str) -> None:
+    """Write our process id where the test waits for it. The pipe keeps it until the test reads it."""
+    descriptor = os.open(HOME / name, os.O_RDWR)
+    os.set_inheritable(descriptor, False)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    (HOME / f"{name}.noted").touch()
+
+
+def disturb(rule: Rule) -> None:
+    """Do what the rule asks for, in this order: wait, print, answer as usual, leave children behind, hang, end."""
+    print_first(rule)
+    if rule.get("usual"):
+        answer_as_usual(rule["usual"])
+    leave_behind(rule)
+    if rule.get("hang"):
+        announce("hanging")
+        while True:
+            signal.pause()
+    if "signal" in rule:
+        os.kill(os.getpid(), rule["signal"])
+    sys.exit(rule.get("status", 0))
+
+
+def print_first(rule: Rule) -> None:
+    if "environment" in rule:
+        text = "".join(f"{name}={value}\n" for name, value in os.environ.items())
+        print(text)
+        print(text, file=sys.stderr)
+    if "once" in rule:
+        await_other(rule["once"], lambda: bool(calls_of(rule["once"])))
+    if "once_one_hangs" in rule:
+        await_other("a command that hangs", (HOME / "hanging.noted").exists)
+    for stream, text in ((sys.stdout, rule.get("out", "")), (sys.stderr, rule.get("err", ""))):
+        stream.buffer.write(text.encode("utf-8", "surrogatepass"))
+        stream.flush()
+
+
+def leave_behind(rule: Rule) -> None:
+    if rule.get("ignore_term"):
+        signal.signal(signal.SIGTERM, lambda *_: announce("termed"))
+    if rule.get("child"):
+        (HOME / "child").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+    if rule.get("daemon"):
+        (HOME / "daemon").write_text(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
+
+
+def answer_as_usual(how: object) -> None:
+    """Have the stand-in answer: `unheard` without printing anything, `idle` without doing anything."""
+    env = {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": "1" if how == "idle" else ""}
+    output = subprocess.DEVNULL if how == "unheard" else None
+    done = subprocess.run([STANDIN, *WORDS], env=env, stdout=output, stderr=output, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        rules = json.loads((HOME / "rules.json").read_text())
+        for start, rule in rules.items():
+            if COMMAND.startswith(start) and is_turn(start, rule):
+                disturb(rule)
+    os.execve(STANDIN, [STANDIN, *WORDS], {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": ""})
