@@ -1,15 +1,13 @@
 #!/usr/bin/env python3
-"""Deploy an app to Convox from an image that is built here, off the cluster.
+"""Build an app's Docker images off-cluster and deploy them to Convox.
 
-Copy this file into the root of your app, end the image in docker-compose.yml or convox.yml
-in the literal tag TAG (`image: <registry>/<repository>:TAG`), and run
+Copy this file into the root of your app, give the image in docker-compose.yml or convox.yml
+the literal tag TAG (image: <registry>/<repository>:TAG), and run
 
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
-It runs deploy/before_build.sh, builds the image with docker, runs deploy/after_build.sh,
-pushes the image to ECR, has convox build a release of it, runs deploy/before_release.sh
-and promotes the release. The first command that fails stops the deploy, and nothing is
-promoted after a failure. `./convox_deploy.py --help` lists the settings.
+The function deploy near the end is the whole lifecycle. Above it, from top to bottom: settings,
+the manifest, running commands, and what there is to know about git, docker, ECR and convox.
 """
 
 # /// script
@@ -17,1468 +15,1762 @@ promoted after a failure. `./convox_deploy.py --help` lists the settings.
 # dependencies = ["click>=8.1", "sh>=2.2.2,<3", "PyYAML>=6.0"]
 # ///
 
-from __future__ import annotations
+import sys
 
-import contextlib
-import difflib
-import functools
-import io
-import json
+if (version := sys.version_info) < (3, 9):  # needs Python 3.9 or later
+    sys.stderr.write(
+        f"convox_deploy.py needs Python 3.9 or later, not {version[0]}.{version[1]}.\n"
+    )
+    sys.exit(2)
+IS_SCRIPT = __name__ == "__main__" and not __spec__
+if IS_SCRIPT and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    del sys.path[0]  # the app's directory: its yaml.py or queue.py must not be imported here
+
 import os
+import signal
+
+if IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports
+
+import codecs
+import difflib
+import errno
+import json
 import re
-import select
 import shlex
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
-import urllib.parse
+import traceback
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, TextIO, TypeVar
+from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM
+from typing import Any, NamedTuple, Optional
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 try:
     import click
     import sh
     import yaml
-except ImportError as missing:
-    print(
-        f"convox_deploy.py: {missing}. Get what it needs with `python3 -m pip install click sh PyYAML`,"
-        " or let uv do it: `uv run convox_deploy.py`.",
-        file=sys.stderr,
+except ImportError as error:
+    sys.stderr.write(
+        f"convox_deploy.py needs the Python package {error.name!r}. Use one of these:\n"
+        f"  uv run {sys.argv[0]}\n"
+        "  python3 -m venv .venv && .venv/bin/pip install click sh PyYAML"
+        f" && .venv/bin/python {sys.argv[0]}\n"
+        "  pipx install . (in a clone of convox-deploy; then run convox-deploy)\n"
     )
     sys.exit(2)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-STEPS = ("preflight", "before_build", "build", "after_build", "push", "release", "before_release", "promote")
-FAILED, UNUSABLE, TIMED_OUT = 1, 2, 124  # exit statuses; after signal n it is 128 + n
-RETRY_PAUSES = (1, 5, 15)  # seconds
-GRACE_SECONDS = 10  # between TERM and KILL, as long as `docker stop` gives
-AT_ONCE = 4  # checks or pushes side by side; docker itself sends 5 layers at once
-
-APP = re.compile(r"[a-z][a-z0-9-]*")
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-RELEASE = re.compile(r"R[A-Z]{9,10}")  # the id of a build starts with B
-IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
-HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
-REPOSITORY = re.compile(
-    r"(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9-]+(?=:))(:\d+)?"
-    r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+"
-)
-ECR_REGISTRY = re.compile(
-    r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)"
-    r"\.(amazonaws\.(com(\.cn)?|eu)|on\.(aws|amazonwebservices\.com\.cn)"
-    r"|sc2s\.sgov\.gov|c2s\.ic\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)"
-)
-PASSING = re.compile(  # reasons why a push or a call of ECR fails now and not a little later
-    r"throttl|too ?many ?requests|rate exceeded|\b50[0234]\b|internal server error|service ?unavailable|bad gateway"
-    r"|connection (reset|refused|was closed|timed out)|broken pipe|\bEOF\b|i/o timeout|handshake timeout|read timeout"
-    r"|could not connect to the endpoint|temporary failure in name resolution",
-    re.IGNORECASE,
-)
-# Other names that docker takes for an architecture.
-ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armel": "arm", "i386": "386"}
-T = TypeVar("T")
-NULL = "tag:yaml.org,2002:null"
-EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+HOOKS = ["before_build", "after_build", "before_release"]
+STEPS = ["preflight", HOOKS[0], "build", HOOKS[1], "push", "release", HOOKS[2], "promote"]
+FAILED, NOT_STARTED, TIMED_OUT, BROKEN_PIPE = 1, 2, 124, 141  # exit codes; 128 + n after signal n
+GRACE_SECONDS = 10  # between TERM and KILL, as docker stop has it
+PUSH_PAUSES = [1, 5, 15]  # seconds before a push is retried
+POLL_SECONDS = 5  # between two questions to a rack that is updating
+PATIENCE_SECONDS = 120  # with a rack that does not answer after a promote
+LAST_WORDS_SECONDS = 5  # to ask the rack what is live after a promote that failed
+HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
+MAX_PARALLEL = 4
 
 
 class DeployError(Exception):
-    """Something that the user can mend. The text says what happened and what to do."""
+    """One or several errors that the user can fix. Each says what is wrong and how to fix it."""
 
-    def __init__(self, message: str, exit_status: int = FAILED) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
+    exit_code = FAILED
+
+    def __str__(self) -> str:
+        items = [str(arg).replace("\n", "\n    ") for arg in self.args]
+        return "\n".join(f"  - {item}" for item in items) if items[1:] else str(self.args[0])
 
 
 # --- settings -------------------------------------------------------------------------
 
+RELEASE_ID = re.compile("R[A-Z]{9,10}")
 
-class Settings(NamedTuple):
-    """What to deploy and how, from options and environment. No secret is in it: those stay in the environment."""
+
+def env(name: str) -> str:
+    return os.environ.get(name, "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, or the environment variables that stand for it. Holds no secrets."""
 
     app: str
-    rack: str | None
+    rack: str  # this and others are empty if not given
     file: str
-    tag: str | None
+    tag: str
     skip_ecr_login: bool
-    timeout: float  # minutes
-    result: str | None
+    timeout: float  # minutes for each step, 0 for no limit
+    result: str
+    quiet: bool
+    no_verify: bool
     dry_run: bool
     no_promote: bool
-    release: str | None
-    quiet: bool
+    release: str
     docker_build_args: tuple[str, ...]
 
-    def problems(self) -> list[str]:
-        """Returns what is wrong with the settings themselves, each with the way out."""
-        env, release, args = os.environ.get, self.release, self.docker_build_args
-        host, url_host = env("CONVOX_HOST") or "", url_parts(env("RACK_URL") or "").host
-        half_a_login = bool(host) != bool(env("CONVOX_PASSWORD")) and not self.rack and not url_host
-        two_racks = self.rack == env("CONVOX_RACK") and env("RACK_NAME") not in (None, "", self.rack)
-        empty = [name for name in ("rack", "file", "tag", "result", "release") if getattr(self, name) == ""]
-        wrong = {
-            f"--{''.join(empty[:1])} is empty. Give it a value, or leave it out.": empty,
-            f"{self.app!r} is no name of a Convox app: those are lower-case letters, digits and dashes, a letter"
-            " first. Set APP_NAME; without it the directory's name is taken.": not APP.fullmatch(self.app),
-            f"IMAGE_TAG {self.tag!r} is no docker tag. Use at most 128 letters, digits, dots, dashes and underscores,"
-            " no dot or dash first.": self.tag and not TAG.fullmatch(self.tag),
-            f"--release {release!r} is no release id. Those look like RABCDEFGHIJ; `convox releases --app {self.app}`"
-            " lists them.": release and not RELEASE.fullmatch(release),
-            "--release with --no-promote leaves nothing to do. Leave one of them out.": release and self.no_promote,
-            "--release builds nothing, so it takes no arguments for docker build. Leave them out.": release and args,
-            "--quiet with --dry-run shows nothing. Leave one of them out.": self.quiet and self.dry_run,
-            f"{''.join(args[:1])!r} is not understood. APP_NAME or --app names the app, and arguments for docker build"
-            " go after `--`.": args and not args[0].startswith("-"),
-            "CONVOX_RACK and RACK_NAME name different racks. Unset one of them.": two_racks,
-            f"RACK_URL and CONVOX_RACK ({self.rack}) each name a rack. Unset one.": self.rack and url_host,
-            f"RACK_URL and CONVOX_HOST ({host}) name different racks. Unset one.": host
-            and url_host not in ("", host.partition(":")[0]),
-            f"CONVOX_HOST {host!r} is no host name. Write it without https:// and without a path.": host
-            and not HOST.fullmatch(host),
-            "CONVOX_HOST and CONVOX_PASSWORD go together: with one of them alone, the convox CLI takes the rack that"
-            " it is logged in to. Set both, or name the rack with CONVOX_RACK.": half_a_login,
-            f"--result {self.result}: no file can be written there. Name a file in a directory that is there and"
-            " writable.": self.result and not can_be_written(self.result),
-        }
-        return [message for message, is_so in wrong.items() if is_so]
-
-    @property
-    def platform(self) -> str:
-        """The platform that docker is asked to build for, several with commas, empty where that is left to docker."""
-        asked, words = [], iter(self.docker_build_args)
-        for word in words:
-            name, is_given, value = word.partition("=")
-            if name == "--platform":
-                asked.append(value if is_given else next(words, ""))
-        return ",".join(asked) or os.environ.get("DOCKER_DEFAULT_PLATFORM") or ""
-
-    def convox_environment(self) -> dict[str, str]:
-        """Returns what the convox CLI and the hooks need beside our environment to reach the rack.
-
-        CONVOX_HOST and CONVOX_PASSWORD name the rack up to Convox v2; v3 wants it as RACK_URL.
-        """
-        host, password = os.environ.get("CONVOX_HOST"), os.environ.get("CONVOX_PASSWORD")
-        if self.rack:
-            return {"CONVOX_RACK": self.rack}
-        if host and password and not os.environ.get("RACK_URL"):
-            return {"RACK_URL": f"https://convox:{percent_encoded(password)}@{host}"}
-        return {}
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the options, and how to fix it."""
+        if not re.fullmatch("[a-z][a-z0-9-]*", self.app):
+            yield (
+                f"Invalid app name {self.app!r}: use lowercase letters, digits and dashes, starting"
+                " with a letter. Set APP_NAME or --app (the default is the directory name)."
+            )
+        if not re.fullmatch("([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?", self.tag):
+            yield (
+                f"Invalid IMAGE_TAG {self.tag!r}: use up to 128 letters, digits, dots, dashes and"
+                " underscores, not starting with a dot or dash."
+            )
+        if self.release and not RELEASE_ID.fullmatch(self.release):
+            yield f"{self.release!r} is not a release ID. `convox releases` lists them."
+        if self.release and self.no_promote:
+            yield "--release and --no-promote cannot be used together."
+        for word in self.docker_build_args[:1]:
+            if not word.startswith("-"):
+                yield (
+                    f"Unexpected argument {word!r}. To deploy, use none. To promote a release that"
+                    " is built, use --release. Put docker build arguments after `--`."
+                )
+        if {"--push", "--push=true"} & {*self.docker_build_args}:
+            yield "Remove --push from the docker build arguments. The push step pushes the image."
+        if self.result and (problem := result_problem(Path(self.result))):
+            yield problem
 
 
-class UrlParts(NamedTuple):
-    password: str
-    host: str
+class Rack(NamedTuple):
+    """The rack of a deploy, for all its commands and hooks."""
+
+    label: str  # for people
+    name: str  # for --rack, if it has one
+    variables: dict[str, str]  # for the environment of the convox CLI and the hooks
 
 
-def url_parts(url: str) -> UrlParts:
-    match = re.match(r"https?://(?:[^/@:]*:?([^/@]*)@)?([^/:?#]*)", url)
-    return UrlParts(urllib.parse.unquote(match[1] or ""), match[2]) if match else UrlParts("", "")
+def choose_rack(option: str) -> Rack:
+    """Return the rack that --rack or the environment names, else the app's own, else the CLI's.
 
-
-def percent_encoded(secret: str) -> str:
-    return urllib.parse.quote(os.fsencode(secret), safe="")
-
-
-def can_be_written(path: str) -> bool:
-    """Says whether a file can be put at `path`: a device or a link there would be replaced by it."""
-    return os.access(os.path.dirname(path) or ".", os.W_OK) and (
-        not os.path.lexists(path) or (os.path.isfile(path) and not os.path.islink(path))
+    CONVOX_HOST and CONVOX_PASSWORD lead CLIs up to v2 to a rack, RACK_URL those from v2 on.
+    """
+    host, password, url = env("CONVOX_HOST"), env("CONVOX_PASSWORD"), rack_url()
+    if url.hostname:
+        host, password = url.netloc.rpartition("@")[2], unquote(url.password or "")
+    if host and not option and not is_console(host):
+        url_text = env("RACK_URL") or f"https://convox:{url_quote(password)}@{host}"
+        login = {"CONVOX_HOST": host, "CONVOX_PASSWORD": password, "RACK_URL": url_text}
+        return Rack(host, "", login)
+    name = option or local_setting("rack")
+    return Rack(
+        name or "the convox CLI's current rack", name, {"CONVOX_RACK": name} if name else {}
     )
 
 
-# --- manifest -------------------------------------------------------------------------
+def rack_url() -> SplitResult:
+    with suppress(ValueError):
+        return urlsplit(env("RACK_URL"))
+    return urlsplit("")
+
+
+def url_quote(text: str) -> str:
+    return quote(os.fsencode(text), safe="")
+
+
+def is_console(host: str) -> bool:
+    return host.lower().partition(":")[0] == "console.convox.com"
+
+
+def local_setting(name: str) -> str:
+    """Return what the convox CLI reads in the app's directory; the v2 CLI has one of its own."""
+    for directory in (".convox", ".convox2"):
+        with suppress(OSError, ValueError):
+            return Path(directory, name).read_text().strip()
+    return ""
+
+
+def rack_problems(option: str) -> Iterator[str]:
+    """Yield where the variables that name a rack are incomplete or contradict each other."""
+    host, url_host = env("CONVOX_HOST"), rack_url().hostname
+    if env("RACK_URL") and not url_host:
+        yield "RACK_URL must look like https://convox:PASSWORD@HOST."
+    if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
+        yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
+    if option == env("CONVOX_RACK") and env("RACK_NAME") not in ("", option):
+        yield "CONVOX_RACK and RACK_NAME name different racks. Unset one of them."
+    if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
+        yield f"CONVOX_HOST must be a host name like rack.example.com, not {host!r}."
+    if is_console(host) and not (option or url_host or local_setting("rack")):
+        yield f"{host} is the Convox Console, not a rack. Name the rack with --rack or CONVOX_RACK."
+    if env("CONVOX_PASSWORD") != env("CONVOX_PASSWORD").strip():
+        yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
+    for name, other in [("CONVOX_HOST", "CONVOX_PASSWORD"), ("CONVOX_PASSWORD", "CONVOX_HOST")]:
+        similar = difflib.get_close_matches(name, os.environ.keys() - {name, other}, 1, 0.84)
+        if similar and not env(name):
+            yield f"{name} is not set, but {similar[0]} is. Rename it to {name}."
+        elif env(other) and not (env(name) or option or url_host):
+            yield (
+                f"{other} is set, but {name} is not. With only one of them, the convox CLI would"
+                " use the rack it is logged in to. Set both, or set CONVOX_RACK."
+            )
+
+
+def result_problem(path: Path) -> str:
+    """Return why no result can be written there. It may replace a file that is empty or our own."""
+    if path.is_symlink() or (path.exists() and not is_our_result(path)):
+        return (
+            f"--result {path} would replace a file that is not an earlier result. Remove that file."
+        )
+    if not os.access(path.parent, os.W_OK):
+        return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
+    return ""
+
+
+def is_our_result(path: Path) -> bool:
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        text = path.is_file() and path.read_text()
+        return text == "" or bool(text and json.loads(text)["tool"] == "convox-deploy")
+    return False
+
+
+def remove_result(path: Path) -> None:
+    """Remove an earlier result, so that it is not mistaken for this one."""
+    if path.is_file() and not result_problem(path):
+        path.unlink()
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write the whole file or nothing. Raise OSError or DeployError."""
+    if problem := result_problem(path):
+        raise DeployError(problem)
+    unfinished = Path(f"{path}.{uuid.uuid4().hex}")
+    try:
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# --- the manifest ---------------------------------------------------------------------
+
+MANIFESTS = [
+    "convox.yml",
+    "docker-compose.yml",
+    "docker-compose.yaml",
+    "compose.yaml",
+    "compose.yml",
+]
+EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+ALMOST_TAG = re.compile(r"(.+):(\$?TAG|\$\{TAG.*\})\s*", re.IGNORECASE)
+REPOSITORY = re.compile(
+    r"""
+    (localhost | [A-Za-z0-9-]+ (\.[A-Za-z0-9-]+)+ | [A-Za-z0-9-]+ (?=:)) (:\d+)?  # registry
+    (/ [a-z0-9]+ ((\. | _ | __ | -+) [a-z0-9]+)* )+                               # path
+    """,
+    re.VERBOSE,
+)
+BUILD_KEYS = {  # of compose and of convox.yml
+    "context": "context",
+    "path": "context",
+    "dockerfile": "dockerfile",
+    "manifest": "dockerfile",
+    "args": "args",
+    "target": "target",
+}
 
 
 class Build(NamedTuple):
-    """What `docker build` needs to know of a service. Services of equal builds share one image."""
+    """The arguments of a docker build. Services with equal builds share one image."""
 
     context: str = "."
-    dockerfile: str | None = None  # as compose has it, relative to the context
+    dockerfile: str = ""  # relative to the context
     args: tuple[str, ...] = ()
-    target: str | None = None
-
-    @property
-    def is_remote(self) -> bool:
-        return "://" in self.context or self.context.startswith("git@")
-
-    @property
-    def file(self) -> str | None:
-        """The Dockerfile as `docker build --file` takes it, None for the context's own."""
-        return self.dockerfile if self.is_remote else self.dockerfile and os.path.join(self.context, self.dockerfile)
+    target: str = ""
 
 
 class Service(NamedTuple):
-    """A service whose image ends in `:TAG`. `tag_offset` says where TAG stands in the text, in characters."""
+    """A service whose image has the tag TAG."""
 
     name: str
     repository: str
     build: Build
-    tag_offset: int
+    tag_offset: int  # where TAG is in the manifest's text
+
+
+class Scalar(str):
+    """A value as it is written, a number too, and where that is in the text."""
+
+    start = end = 0
+
+
+class Loader(yaml.SafeLoader):
+    """Makes all values Scalars, and notes duplicate keys."""
+
+    problems: list[str]
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                line = key.start_mark.line + 1
+                self.problems.append(f"line {line}: duplicate key {key.value!r}. Remove one.")
+            seen.add(str(key.value))
+        return node
+
+    def scalar(self, node: Any) -> Scalar:
+        scalar = Scalar(node.value)
+        scalar.start, scalar.end = node.start_mark.index, node.end_mark.index
+        return scalar
+
+
+for kind in ("str", "bool", "int", "float", "timestamp"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.scalar)
+Loader.add_multi_constructor("!", lambda *_: None)  # tags that a rack or compose may know
 
 
 class Manifest(NamedTuple):
-    """The text of a docker-compose.yml or convox.yml, and those of its services that are ours to build."""
+    """A docker-compose.yml or convox.yml, and the services in it that we build."""
 
     text: str
-    services: tuple[Service, ...]
+    services: list[Service]
 
-    def with_tags(self, tags: Mapping[int, str]) -> str:
-        """Returns the text with TAG replaced at each offset in `tags`, and nothing else changed."""
+    @classmethod
+    def load(cls, path: str) -> "Manifest":
+        """Read a manifest. Raise DeployError."""
+        try:
+            text = Path(path).read_bytes().decode()  # as bytes: CRLF must stay
+            return cls(text, read_services(path, text))
+        except OSError as error:
+            problems: Iterable[Any] = [f"{error.strerror}. {where_to_look()}"]
+        except (yaml.YAMLError, UnicodeError, RecursionError, OverflowError) as error:
+            mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            line = f"line {mark.line + 1}: " if mark else ""
+            problems = [f"{line}not valid YAML: {reason or error}"]
+        except ValueError as error:
+            problems = error.args
+        raise DeployError(*(f"{path}: {problem}" for problem in problems))
+
+    def with_tags(self, tags: dict[int, str]) -> str:
+        """Return the text with TAG replaced at each offset, and nothing else changed."""
         text = self.text
         for offset in sorted(tags, reverse=True):
             text = text[:offset] + tags[offset] + text[offset + len("TAG") :]
         return text
 
 
-def read_manifest(path: str) -> Manifest:
-    """Reads a manifest of any shape that Convox takes. Raises DeployError, with a line for each thing wrong."""
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise DeployError(f"{path} is no file. Name the manifest with DOCKER_COMPOSE.")
-        text = Path(path).read_bytes().decode("utf-8")
-        return Manifest(text, tuple(find_services(text)))
-    except FileNotFoundError:
-        problem = "is not there. Run this from the root of the app, or name the manifest with DOCKER_COMPOSE."
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}."
-    except UnicodeDecodeError:
-        problem = "is not UTF-8 text. Save it as UTF-8."
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = f"is not valid YAML, line {mark.line + 1 if mark else '?'}: {error.problem or error.context}."
-    except yaml.YAMLError as error:
-        problem = f"is not valid YAML: {str(error).splitlines()[0]}."
-    except RecursionError:
-        problem = "is nested too deeply, or a merge key in it leads back to itself."
-    except (ValueError, OverflowError) as error:
-        problem = str(error)
-    raise DeployError("\n".join(f"{path} {line}" for line in problem.splitlines()))
+def where_to_look() -> str:
+    """Return where there is a manifest, if it is not where it was expected."""
+    for directory in (Path.cwd(), *Path.cwd().parents):
+        for name in MANIFESTS:
+            if (directory / name).is_file():
+                is_here = directory == Path.cwd()
+                return f"Set DOCKER_COMPOSE={name}." if is_here else f"Run this in {directory}."
+    return "Run this from the project root, or set DOCKER_COMPOSE to your manifest."
 
 
-def find_services(text: str) -> list[Service]:
-    """Returns the services to build. Raises ValueError, with a line for each thing wrong, and yaml.YAMLError."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError("has no services in it. Is it a docker-compose.yml or a convox.yml?")
-    problems = list(duplicate_keys(root))
-    scalars = {token.end_mark.index: token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken)}
-    top = entries(root)
-    nodes = entries(top["services"]) if "services" in top else top  # the first compose format has no `services:`
-    services: list[Service] = []
-    for name, node in nodes.items():
+def mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def read_services(path: str, text: str) -> list[Service]:
+    """Return the services to build. Raise ValueError with all problems, or yaml.YAMLError."""
+    loader, services, builds = Loader(text), list[Service](), dict[int, Build]()
+    loader.problems = problems = []
+    top = mapping(loader.get_single_data())
+    is_convox_yml = "services" in top and "convox" in os.path.basename(path)
+    for name, keys in mapping(top.get("services", top)).items():  # compose v1 has them at the top
+        keys = mapping(keys)
+        init_image = mapping(keys.get("initContainer")).get("image")
         try:
-            services += read_service(name, given(entries(node)), text, scalars)
+            services += read_service(name, keys, text, is_convox_yml)
+            if str(init_image).endswith(":TAG"):
+                services += read_service(name, {**keys, "image": init_image}, text, is_convox_yml)
         except ValueError as error:
             problems.append(f"service {name}: {error}")
-    builds: dict[int, Build] = {}
     for service in services:
         if builds.setdefault(service.tag_offset, service.build) != service.build:
             problems.append(
-                f"service {service.name}: takes its image from a service that is built differently."
-                " Give it an image of its own."
+                f"service {service.name}: shares its `image:` with a service that has different"
+                " build settings. Give it its own image."
             )
     if not services and not problems:
-        problems.append(f"has no image that ends in :TAG, so there is nothing to build. Write image: {EXAMPLE_IMAGE}")
+        problems.append(f"no image ends in :TAG. Set, for example, image: {EXAMPLE_IMAGE}")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError(*problems)
     return services
 
 
-def duplicate_keys(root: yaml.Node) -> Iterator[str]:
-    """Yields a problem for each key that stands twice in a mapping: YAML readers drop one of the two unseen."""
-    todo, seen = [root], {root}
-    while todo:
-        node = todo.pop()
-        children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            children = [child for _, child in node.value]
-            keys: set[str] = set()
-            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key.value in keys:
-                    yield f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice. Take one out."
-                keys.add(key.value)
-        todo += [child for child in children if child not in seen]
-        seen.update(children)
-
-
-@functools.cache  # each mapping once, however often aliases lead to it
-def entries(node: yaml.Node) -> dict[str, yaml.Node]:
-    """Returns the keys and values of a mapping, those of its merge keys (`<<: *base`) included."""
-    own: dict[str, yaml.Node] = {}
-    merged: dict[str, yaml.Node] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        if key.tag == "tag:yaml.org,2002:merge":
-            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                merged = {**entries(source), **merged}
-        else:
-            own[str(key.value)] = value
-    return {**merged, **own}
-
-
-def given(mapping: Mapping[str, yaml.Node]) -> dict[str, yaml.Node]:
-    return {key: node for key, node in mapping.items() if node.tag != NULL}
-
-
 def read_service(
-    name: str, service: Mapping[str, yaml.Node], text: str, scalars: Mapping[int, yaml.Token]
-) -> list[Service]:
-    """Returns the service if it is ours to build, nothing if its image is somebody else's. Raises ValueError."""
-    if "image" not in service:
-        if "build" in service:
-            raise ValueError(f"has a build: and no image, so the cluster would build it. Add image: {EXAMPLE_IMAGE}")
-        return []
-    node = service["image"]
-    image = scalar(node, "image")
-    repository, _, tag = image.rpartition(":")
-    if tag.strip() == "TAG" != tag:
-        raise ValueError(f"image {image!r} has white space behind TAG. Take it out.")
-    if tag != "TAG":
-        if "build" in service:
-            raise ValueError(f"its build: is not used, as {image} does not end in :TAG. Write :TAG, or drop the build:")
-        return []
-    if "$" in image:
-        raise ValueError(f"image {image} has a variable in it. Write it out: only TAG is replaced.")
-    if REPOSITORY.fullmatch(f"docker.io/{repository}") and not REPOSITORY.fullmatch(repository):
-        raise ValueError(f"image {image} names no registry. Write {EXAMPLE_IMAGE}, or docker.io/{image} for Docker Hub")
-    if not REPOSITORY.fullmatch(repository):
-        raise ValueError(f"image {image!r} is no image name. Write {EXAMPLE_IMAGE}, in lower case")
-    token = scalars[node.end_mark.index]
-    written = text[token.start_mark.index : token.end_mark.index]
-    if written.count(":TAG") != 1:
-        raise ValueError(f"image {image}: write it plainly, without escapes")
-    return [Service(name, repository, read_build(service), token.start_mark.index + written.index(":TAG") + 1)]
-
-
-def read_build(service: Mapping[str, yaml.Node]) -> Build:
-    """Returns what to build for a service, by its `build:` in the words of compose or of convox.yml. Else `.`"""
-    node = service.get("build")
-    keys = given(entries(node)) if isinstance(node, yaml.MappingNode) else {"context": node} if node else {}
-    if unknown := sorted(keys.keys() - {"context", "path", "dockerfile", "manifest", "args", "target"}):
-        raise ValueError(f"build.{unknown[0]} is not passed on. Drop it, and give docker build its option after --")
-
-    def text(*names: str) -> str | None:
-        nodes = [keys[name] for name in names if name in keys]
-        return written_out(nodes[0], f"build.{names[0]}") if nodes else None
-
-    dockerfile = text("dockerfile", "manifest")
-    if dockerfile is None and "dockerfile" in service:
-        dockerfile = written_out(service["dockerfile"], "dockerfile")
-    args = tuple(build_args(keys["args"])) if "args" in keys else ()
-    return Build(text("context", "path") or ".", dockerfile, args, text("target"))
-
-
-def build_args(node: yaml.Node) -> Iterator[str]:
-    """Yields NAME=value, or NAME alone where docker is to take the value from the environment."""
-    if isinstance(node, yaml.ScalarNode):
-        raise ValueError("build.args is neither a list nor a mapping. Write args: {NAME: value}")
-    if isinstance(node, yaml.SequenceNode):
-        yield from (written_out(item, "build.args") for item in node.value)
-    for name, value in entries(node).items():
-        yield name if value.tag == NULL else f"{name}={written_out(value, 'build.args')}"
-
-
-def written_out(node: yaml.Node, key: str) -> str:
-    value = scalar(node, key)
-    if "$" in value:
-        raise ValueError(f"{key}: {value} has a variable in it. Write it out, or give it to docker build after --")
-    return value
-
-
-def scalar(node: yaml.Node, key: str) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"{key} is not a single value. Write one text there.")
-    return str(node.value)
-
-
-# --- commands -------------------------------------------------------------------------
-
-
-def environment_without_the_rack() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("CONVOX_PASSWORD", "RACK_URL")}
-
-
-class Output(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The last line on stderr. Never of stdout: that may be a password."""
-        return (self.err.strip() or "it said nothing").splitlines()[-1].strip()
-
-
-LIVE, KEEP, TEE = "live", "keep", "tee"  # a stream goes straight to ours, is kept for us to read, or both
-
-
-@dataclass
-class Stream:
-    """A stream of a running program that we read: the end of it is kept, and all is passed on to `sink`, if any.
-
-    With a label, which is put before each line, it is one of several that are shown at the same time.
-    """
-
-    sink: TextIO | None = None
-    label: str = ""
-    kept: bytes = b""
-    unshown: bytes = b""
-
-    def take(self, chunk: bytes) -> None:
-        self.kept = (self.kept + chunk)[-65536:]  # answers are short, and logs may be of any length
-        if self.sink:
-            whole_lines, line_end, self.unshown = (self.unshown + chunk).rpartition(b"\n")
-            self.show(whole_lines + line_end)
-            if len(self.unshown) > 65536:
-                self.flush()
-
-    def show(self, data: bytes) -> None:
-        text = redacted(data.decode(errors="replace"))
-        if self.label:
-            text = "".join(f"{self.label} | {line}\n" for line in text.splitlines())
-        if text and self.sink:
-            try:
-                click.echo(text, self.sink, nl=False)
-            except OSError:
-                if self.sink in (sys.stdout, sys.stderr):
-                    raise  # while what is hidden may be lost, where there is no room for it
-
-    def flush(self) -> None:
-        self.show(self.unshown)
-        self.unshown = b""
-
-
-class Commands:
-    """Runs external programs through sh, each in a session of its own.
-
-    A signal to us, the time-out of a step, or a failure beside them, ends the whole process group of
-    each running program: TERM, and KILL after GRACE_SECONDS or a second Ctrl-C. The handler only notes
-    the signal; `run` raises DeployError for it once the program is gone.
-    """
-
-    def __init__(self, dry_run: bool, quiet: bool) -> None:
-        self.dry_run, self.quiet = dry_run, quiet
-        self.is_stopping = False
-        self._signal: int | None = None  # None: what stops us is a failure
-        self._groups: set[int] = set()
-        self._threads = ThreadPoolExecutor(AT_ONCE)
-        self.one_docker_login = threading.Lock()  # docker rewrites its config.json whole, without a lock
-
-    def handle_signals(self) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
-                signal.signal(signum, self._handle)
-        signal.signal(signal.SIGALRM, self._handle)
-
-    def begin(self, task: Callable[[], T]) -> Future[T]:
-        """Calls a task that runs commands while we go on."""
-        return self._threads.submit(task)
-
-    def side_by_side(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
-        """Calls tasks that run commands, AT_ONCE of them at a time, and returns what they return, in their order.
-
-        The first that raises ends the commands of the others, and nothing can be run any more.
-        """
-        futures = [self.begin(task) for task in tasks]
-        for future in as_completed(futures):
-            if future.exception():
-                self.end()
-            future.result()
-        return [future.result() for future in futures]
-
-    def end(self) -> None:
-        """Ends what still runs, and what a signal has not ended yet."""
-        self._stop()
-        self._threads.shutdown()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def ask(self, *argv: str, **how: Any) -> Output:
-        """Runs a command unseen, also in a dry run, and returns what it said, whatever its exit status."""
-        return self.run(argv, out=KEEP, err=KEEP, **how)
-
-    def do(self, *argv: str, **how: Any) -> Output:
-        """Shows and runs a command that changes something; a dry run only shows it. Raises DeployError if it fails."""
-        self.show(argv, cwd=how.get("cwd"))
-        output = Output(0, "", "") if self.dry_run else self.run(argv, **how)
-        if output.status:
-            raise failure(argv, output, how.get("label"))
-        return output
-
-    def show(self, *pipe: tuple[str, ...], cwd: str | None = None) -> None:
-        if not self.quiet:
-            show(*pipe, cwd=cwd)
-
-    def run(self, argv: tuple[str, ...], repeatable: bool = False, **how: Any) -> Output:
-        """Runs a command as `_run` does; a repeatable one again, after a pause, if it fails for a passing reason."""
-        for seconds in RETRY_PAUSES if repeatable else ():
-            output = self._run(argv, **how)
-            if not output.status or not PASSING.search(output.err):
-                return output
-            warn(f"`{command_name(argv)}` failed: {output.complaint} Trying again in {seconds} s.")
-            self._run(("sleep", str(seconds)))  # as a command, so that a signal ends it
-        return self._run(argv, **how)
-
-    def _run(
-        self,
-        argv: tuple[str, ...],
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        stdin: int | str | None = None,
-        out: str = LIVE,
-        err: str = LIVE,
-        label: str = "",
-    ) -> Output:
-        """Runs a command to its end, with `env` added to our environment; without it, less the rack's secrets.
-
-        `stdin` is a file descriptor, a text, or None for an empty one. Of a stream that is kept the
-        last 64 KiB are returned. A label is put before each line shown of a TEE. Raises DeployError
-        if we are stopped.
-        """
-        self.raise_if_stopped()
-        environment = environment_without_the_rack() if env is None else {**os.environ, **env}
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            streams, ends = {}, []
-            is_hidden = self.quiet and not out == err == KEEP
-            hidden = ours.enter_context(tempfile.TemporaryFile("a+", errors="replace")) if is_hidden else None
-            for number, sink, mode in ((1, sys.stdout, out), (2, sys.stderr, err)):
-                if mode == LIVE:
-                    ends.append(hidden.fileno() if hidden else number)
-                else:
-                    read_end, write_end = os.pipe()
-                    ours.callback(os.close, read_end)
-                    theirs.callback(os.close, write_end)
-                    streams[read_end] = Stream((hidden or sink) if mode == TEE else None, label)
-                    ends.append(write_end)
-            options: dict[str, Any] = {
-                "_env": environment,
-                "_cwd": cwd,
-                "_out": ends[0],
-                "_err": ends[1],
-            }
-            options["_in"] = theirs.enter_context(open(os.devnull, "rb")) if stdin is None else stdin
-            options.update(_ok_code=range(-64, 256), _encoding="utf-8", _bg=True, _bg_exc=False, _new_session=True)
-            try:
-                running = sh.Command(argv[0])(*argv[1:], **options)
-            except (sh.CommandNotFound, sh.ForkException, OSError) as error:
-                raise DeployError(why_not_started(argv[0], error)) from None
-            theirs.close()
-            group = running.process.pgid
-            self._groups.add(group)
-            if self.is_stopping:
-                end_group(group, signal.SIGTERM)
-            try:
-                read_streams(streams, running)
-            except OSError:  # nobody reads our output any more
-                end_group(group, signal.SIGKILL)
-                raise
-            finally:
-                status = running.wait().exit_code
-                if self.is_stopping:
-                    await_group_end(group)
-                self._groups.discard(group)
-            if status and hidden:
-                show_hidden(argv, hidden)
-        self.raise_if_stopped(f" during `{command_name(argv)}`")
-        kept = [stream.kept.decode(errors="replace") for stream in streams.values()]
-        texts = [kept.pop(0) if mode != LIVE else "" for mode in (out, err)]
-        return Output(status, *texts)
-
-    def raise_if_stopped(self, during: str = "") -> None:
-        if self._signal == signal.SIGALRM:
-            raise DeployError(f"The time was up{during}. DEPLOY_TIMEOUT sets the minutes for a step.", TIMED_OUT)
-        if self._signal is not None:
-            raise DeployError(f"Stopped by {signal.Signals(self._signal).name}{during}.", 128 + self._signal)
-        if self.is_stopping:
-            raise DeployError(f"Stopped by a failure beside it{during}.")
-
-    def _handle(self, signum: int, _frame: object) -> None:
-        if not self.is_stopping:
-            self._signal = signum
-            self._stop()
-        elif signum in (signal.SIGALRM, signal.SIGINT):
-            self._end_groups(signal.SIGKILL)
-
-    def _stop(self) -> None:
-        self.is_stopping = True
-        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
-        self._end_groups(signal.SIGTERM)
-
-    def _end_groups(self, signum: int) -> None:
-        for group in tuple(self._groups):
-            end_group(group, signum)
-
-
-def end_group(group: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signum)
-
-
-def await_group_end(group: int) -> None:
-    """Waits for the children of a program that was stopped; the timer set in `_stop` kills them in the end."""
-    deadline = time.monotonic() + GRACE_SECONDS + 1
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        while time.monotonic() < deadline:
-            os.killpg(group, 0)
-            time.sleep(0.05)
-
-
-def read_streams(streams: Mapping[int, Stream], running: Any) -> None:
-    """Reads until all writers are gone, or `running` is: a daemon that it left behind may keep a stream open."""
-    left = set(streams)
-    while left:
-        is_alive = running.process.is_alive()[0]
-        ready = select.select(left, [], [], 0.2)[0]
-        for descriptor in ready:
-            chunk = os.read(descriptor, 65536)
-            streams[descriptor].take(chunk)
-            left -= set() if chunk else {descriptor}
-        if not ready:
-            for stream in streams.values():
-                stream.flush()
-            if not is_alive:
-                break
-    for stream in streams.values():
-        stream.flush()
-
-
-def show_hidden(argv: tuple[str, ...], hidden: TextIO) -> None:
-    """Shows a command that failed, and all that it said."""
-    show(argv)
-    hidden.seek(0)
-    said = Stream(sys.stderr)
-    while chunk := hidden.buffer.read(65536):
-        said.take(chunk)
-    said.flush()
-
-
-def command_name(argv: tuple[str, ...]) -> str:
-    """Returns a command as people call it: `docker push`, `convox releases promote`, `deploy/after_build.sh`."""
-    words = [word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word)]
-    return " ".join([argv[0], *words, *(["--help"] if argv[-1] == "--help" else [])])
-
-
-def why_not_started(program: str, error: Exception) -> str:
-    if isinstance(error, sh.CommandNotFound):
-        return f"{program} is not installed, or not on the PATH.{GET_IT.get(program, '')}"
-    return f"{program} cannot be started: {str(error).strip().splitlines()[-1]}."
-
-
-GET_IT = {
-    "docker": " Get it from https://docs.docker.com/engine/install/",
-    "aws": " Get it from https://docs.aws.amazon.com/cli/",
-    "convox": " Get it from https://docs.convox.com/installation/cli/",
-}
-
-
-ADVICE = {  # what to do, by what a command said; the rack's builds first, as their logs may hold any of the others
-    "ERROR: .*build failed": "What the rack said is above. If it may not pull the image, give it"
-    " the login with `convox registries add`.",
-    "ERROR: rollback": "The new containers did not become healthy: `convox logs` shows why. If they say `exec format"
-    " error`, the image is for another architecture: build with `-- --platform linux/amd64`.",
-    "no basic auth credentials": "docker is not logged in to this registry. Run `docker login`, or leave out"
-    " --skip-ecr-login.",
-    "not authorized|AccessDenied": "This AWS user or role may not do that. Have it allowed to push to the repository"
-    " (the policy AmazonEC2ContainerRegistryPowerUser does), or set AWS_PROFILE to one that may.",
-    "immutable|tag invalid": "This tag is taken, and the repository lets none be replaced. Leave IMAGE_TAG unset, or"
-    " give a new one.",
-    "name unknown": "The repository is not there, and could not be made. Have somebody make it who may:"
-    " `aws ecr create-repository`.",
-    "no space left": "A disk is full. `docker system prune` makes room on docker's.",
-}
-
-
-def failure(argv: tuple[str, ...], output: Output, label: str | None = None) -> DeployError:
-    name, status = f"`{command_name(argv)}`" + (f" for {label}" if label else ""), output.status
-    if status in (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM):  # an abort on its way to us
-        return DeployError(f"{name} was ended by {signal.Signals(-status).name}.", 128 - status)
-    said = [f"  {line}" for line in output.err.strip().splitlines()[-5:]]
-    advice = [text for pattern, text in ADVICE.items() if re.search(pattern, output.err)][:1]
-    above = "" if said else " What it said, if anything, is above."
-    ended = f"{name} failed with {'exit status' if status > 0 else 'signal'} {abs(status)}.{above}"
-    return DeployError("\n".join([ended, *said, *advice]))
-
-
-def redacted(text: str) -> str:
-    """Returns `text` without the secrets that our environment holds, as they are or as part of a URL."""
-    secrets = [value for name, value in os.environ.items() if re.search("PASSWORD|SECRET|TOKEN", name)]
-    for secret in [*secrets, url_parts(os.environ.get("RACK_URL", "")).password]:
-        if len(secret) >= 6:  # a shorter one would take ordinary words with it
-            text = text.replace(secret, "***").replace(percent_encoded(secret), "***")
-    return text
-
-
-def say(text: str, err: bool = False, **style: Any) -> None:
-    colour = False if os.environ.get("NO_COLOR") else None  # None: only on a terminal
-    click.echo(click.style(redacted(text), **style), err=err, color=colour)
-
-
-def show(*pipe: tuple[str, ...], cwd: str | None = None) -> None:
-    """Shows a command, or several with pipes between them, as they could be typed."""
-    there = f"cd {shlex.quote(cwd)} && " if cwd else ""
-    say(f"$ {there}{' | '.join(shlex.join(map(redacted, argv)) for argv in pipe)}", dim=True)
+    name: str, keys: dict[str, Any], text: str, needs_image: bool
+) -> Iterator[Service]:
+    """Yield the service, or nothing if its image is third-party. Raise ValueError."""
+    image: Any = keys.get("image")
+    build = keys.get("build")
+    if image is None and (needs_image or build is not None):
+        raise ValueError(f"the cluster would build it. Set image: {EXAMPLE_IMAGE}")
+    match = ALMOST_TAG.fullmatch(str(image))
+    if not match:
+        if image is not None and build is not None:
+            raise ValueError(f"{image} is not built. Change its tag to TAG, or remove `build:`.")
+        return
+    if not str(image).endswith(":TAG"):
+        raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
+    if not REPOSITORY.fullmatch(match[1]):
+        raise ValueError(
+            f"image {image} must have a registry and a repository, in lowercase and without"
+            f" variables, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
+        )
+    offset = text.find(":TAG", image.start, image.end)
+    if offset < 0:
+        raise ValueError(f"write image {image} without YAML escapes.")
+    yield Service(name, match[1], read_build(build, keys.get("dockerfile")), offset + 1)
+
+
+def read_build(build: Any, dockerfile: Any) -> Build:
+    """Read `build:` in the words of compose or of convox.yml. Raise ValueError."""
+    given = build if isinstance(build, dict) else {"context": build}
+    read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
+    for key, value in given.items():
+        if key not in BUILD_KEYS:
+            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
+        if value is not None and value != "":
+            read[BUILD_KEYS[key]] = value
+    args = read.pop("args", [])
+    if isinstance(args, dict):
+        args = [name if value is None else f"{name}={value}" for name, value in args.items()]
+    args = args if isinstance(args, list) else [args]
+    for word in [*read.values(), *args]:
+        if not isinstance(word, str) or "$" in word:
+            raise ValueError(
+                f"`build:` contains {word!r}. Write a string without variables, or use a docker"
+                " build option after `--`."
+            )
+    return Build(args=tuple(args), **read)
+
+
+# --- running commands -----------------------------------------------------------------
+
+
+class Secrets(set[str]):
+    """What must not be shown: the secrets in our environment, and those that we learn."""
+
+    def learn(self, *secrets: str) -> None:
+        lines = [line.strip() for secret in secrets for line in secret.splitlines()]
+        self.update(line for line in lines if len(line) >= 6)  # shorter ones are in ordinary words
+        longest_first = sorted(self, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(any_spelling, longest_first)) or "(?!)")
+
+    def hide(self, text: str) -> str:
+        return self.pattern.sub("***", text)
+
+
+def any_spelling(secret: str) -> str:
+    """Return a pattern for a secret in which any character is escaped or percent-encoded."""
+    return "".join(
+        char if re.match("[A-Za-z0-9]", char) else rf"\\?({re.escape(char)}|(?i:{url_quote(char)}))"
+        for char in secret
+    )
+
+
+SECRETS, url_password = Secrets(), rack_url().password or ""
+SECRETS.learn(
+    url_password,
+    unquote(url_password),
+    *(
+        value
+        for name, value in os.environ.items()
+        if re.search("PASSWORD|SECRET|TOKEN", name, re.I)
+    ),
+)
+
+
+COLOR = False if env("NO_COLOR") or env("TERM") == "dumb" else bool(env("FORCE_COLOR")) or None
+
+
+def echo(text: str, err: bool = False, **style: Any) -> None:
+    """Print a line, redacted, in color if COLOR says so or, if that is None, on a terminal."""
+    click.echo(click.style(SECRETS.hide(text), **style), err=err, color=COLOR)
 
 
 def warn(text: str) -> None:
-    say(f"warning: {text}", fg="yellow")
+    echo(f"warning: {text}", fg="yellow")
 
 
-# --- the lifecycle --------------------------------------------------------------------
+class CommandFailed(DeployError):
+    """A command that failed, or that gave no usable answer (status 0). `output` says why."""
+
+    def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
+        super().__init__(output)
+        self.argv, self.status, self.output, self.advice = argv, status, output, ""
+        if -status in (SIGHUP, SIGINT, SIGTERM, SIGPIPE):
+            self.exit_code = 128 - status  # whoever stopped it is about to stop us
+
+    @property
+    def reason(self) -> str:
+        return self.output.strip().splitlines()[-1]
+
+    def __str__(self) -> str:
+        ended = f"exited with code {self.status}." if self.status else "succeeded, but:"
+        if self.status < 0:
+            ended = f"was terminated by {signal.Signals(-self.status).name}."
+        output = [f"  {line}" for line in self.output.strip().splitlines()[-5:]]
+        lines = [f"`{short_name(self.argv)}` {ended}", *output, self.advice]
+        return "\n".join(filter(None, lines))
+
+
+class NotStarted(DeployError):
+    """A command that is not installed, or that cannot be executed."""
+
+
+class Stopped(DeployError):
+    """The deploy was stopped by a signal. SIGALRM stands for the timeout of a step."""
+
+    def __init__(self, signum: int, during: str, minutes: float) -> None:
+        self.exit_code = TIMED_OUT if signum == SIGALRM else 128 + signum
+        why = f"Stopped by {signal.Signals(signum).name} {during}."
+        if signum == SIGALRM:
+            why = (
+                f"Timed out after {minutes:g} minutes {during}. Raise --timeout or DEPLOY_TIMEOUT."
+            )
+        super().__init__(why)
+
+
+class Shell:
+    """Runs commands through sh, each in a process group of its own.
+
+    A signal, a timeout (SIGALRM) or a parallel failure ends these groups: by TERM, after
+    GRACE_SECONDS or a second Ctrl-C by KILL, and what survives that is left behind. The handler
+    raises nothing, as it may interrupt sh between fork and exec: commands raise once they ended.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.dry_run, self.minutes = settings.dry_run, settings.timeout
+        self.quiet = settings.quiet and not settings.dry_run
+        self.hidden: deque[str] = deque(maxlen=100_000)  # lines not shown, if quiet
+        self.doing = ""  # for messages, if not the command that runs
+        self.stopped_by: Optional[int] = None
+        self.signals = 0  # received from outside
+        self._force = 0  # 1: TERM was sent, 2: KILL was sent, 3: we gave up
+        self._groups: set[int] = set()
+
+    def capture(self, *argv: str, **options: Any) -> str:
+        """Run a command unseen, even in a dry run. Return its stdout, which no error shows."""
+        return self._run(argv, _iter_noblock=True, **options)
+
+    def run(self, *argv: str, **options: Any) -> None:
+        """Show a command and run it on our own stdout and stderr. A dry run only shows it."""
+        if self.quiet:
+            self.stream(*argv, **options)
+            return
+        self.show(argv)
+        if not self.dry_run:
+            self._run(argv, _out=1, _err=2, **options)
+
+    def stream(self, *argv: str, label: str = "", only: str = "", **options: Any) -> str:
+        """Show a command, run it, and pass its lines on without secrets. Return its stdout.
+
+        stderr is part of that, unless only="err" passes stderr alone on.
+        """
+        self.show(argv)
+        if self.dry_run:
+            return ""
+        options["_internal_bufsize"] = 1000  # lines that are kept, of a log of any length
+        options.update(
+            {"_iter_noblock": only} if only else {"_iter_noblock": True, "_err_to_out": True}
+        )
+        return self._run(argv, lambda line: self.say(label + line), **options)
+
+    def parallel(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+        """Call a function for all values in parallel. The first call to fail stops the rest."""
+        with ThreadPoolExecutor(MAX_PARALLEL) as pool:
+            futures = [pool.submit(function, value) for value in values]
+            for future in as_completed(futures):
+                if future.exception():
+                    self.stop(SIGTERM)
+                future.result()
+        return [future.result() for future in futures]
+
+    def show(self, *pipe: Sequence[str]) -> None:
+        """Show a command, or a pipe of several, as it could be typed."""
+        self.say("$ " + " | ".join(shlex.join(map(SECRETS.hide, argv)) for argv in pipe), dim=True)
+
+    def say(self, text: str, **style: Any) -> None:
+        """Print a line that --quiet hides."""
+        if self.quiet:
+            self.hidden.append(text)
+        else:
+            echo(text, **style)
+
+    def handle_signals(self) -> None:
+        """Let signals stop the deploy, except those that our parent has us ignore."""
+        for signum in (SIGCHLD, SIGALRM):  # on which we rely
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for signum in (SIGINT, SIGTERM, SIGHUP, SIGALRM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._handle)
+
+    def _handle(self, signum: int, _frame: Any) -> None:
+        self.signals += signum != SIGALRM
+        self.stop(signum)
+
+    def stop(self, signum: int) -> None:
+        """End all commands and let no other begin; with more force on SIGALRM or Ctrl-C."""
+        if self.stopped_by is None:
+            self.stopped_by = signum
+        elif signum not in (SIGALRM, SIGINT):
+            return
+        self._force += 1
+        for group in list(self._groups):
+            kill_group(group, SIGTERM if self._force == 1 else SIGKILL)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if self._force == 1 else 2)
+
+    @contextmanager
+    def last_words(self, seconds: float) -> Iterator[None]:
+        """Let commands run again after a stop, for some seconds at most."""
+        self.stopped_by, self._force = None, 1
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def raise_if_stopped(self, during: str = "") -> None:
+        if self.stopped_by is not None:
+            during = during or self.doing or "between two commands"
+            raise Stopped(self.stopped_by, during, self.minutes)
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        show: Optional[Callable[[str], None]] = None,
+        **options: Any,
+    ) -> str:
+        """Run a command to its end and return its stdout. Raise CommandFailed or Stopped."""
+        command, broken = self._start(argv, **options), None
+        during = self.doing or f"during `{short_name(argv)}`"
+        for line in self._lines(command, during):
+            try:
+                if show:
+                    show(line)
+            except OSError as error:  # nobody reads our own output any more
+                broken = error
+                self.stop(SIGPIPE)
+        if self.stopped_by is not None:
+            during += self._await_group(command.pgid)
+        self._groups.discard(command.pgid)
+        if broken:
+            raise broken
+        self.raise_if_stopped(during)
+        stdout, stderr = (os.fsdecode(stream) for stream in (command.stdout, command.stderr))
+        if command.exit_code:
+            output = stderr or (stdout if show or "_err_to_out" in options else "")
+            unknown = "See its output above." if "_out" in options else "It gave no reason."
+            raise CommandFailed(argv, command.exit_code, SECRETS.hide(output.strip() or unknown))
+        return stdout
+
+    def _start(self, argv: Sequence[str], **options: Any) -> Any:
+        self.raise_if_stopped()
+        program: Any = sh.Command
+        if "_out" not in options:
+            options["_tty_out"] = False  # or programs draw progress into what we read
+        try:
+            command = program(argv[0])(
+                *argv[1:], _bg=True, _bg_exc=False, _new_session=True,
+                _ok_code=range(-64, 256), _encoding="as_it_came",
+                **{"_env": without_rack_login(), **options},
+            )  # fmt: skip
+        except (sh.CommandNotFound, sh.ForkException, OSError):
+            where = INSTALL.get(argv[0], ".")
+            raise NotStarted(
+                f"Cannot run {argv[0]}. Install it and add it to the PATH{where}"
+            ) from None
+        # Ends the output 2 s after the command at the latest: a daemon may hold it open for ever.
+        threading.Thread(target=command.wait, daemon=True).start()
+        self._groups.add(command.pgid)
+        if self.stopped_by is not None:  # in the meantime
+            kill_group(command.pgid, SIGTERM)
+        return command
+
+    def _lines(self, command: Any, during: str) -> Iterator[str]:
+        """Yield the lines of a command that we read. Give a sign of life while there are none."""
+        options, started = command.call_args, time.monotonic()
+        heard, patience = started, HEARTBEAT_SECONDS
+        if options["out"]:  # its output is not for us to read
+            patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
+        for line in command if options["iter_noblock"] else ticks(command):
+            now = time.monotonic()
+            if self._force > 2:
+                return
+            if line != errno.EWOULDBLOCK:
+                heard = now
+                yield line.rstrip("\n")
+            elif now - heard > patience:
+                heard = now
+                with suppress(OSError):
+                    echo(f"Still {during} ({(now - started) / 60:.0f} min)")
+
+    def _await_group(self, group: int) -> str:
+        """Wait until the children of a stopped command have ended, or name what we cannot end."""
+        while True:
+            problem = ""
+            try:
+                os.killpg(group, 0)
+            except ProcessLookupError:
+                return ""
+            except PermissionError:
+                problem = f", which another user runs and we cannot end (process group {group})"
+            if self._force > 2:
+                return problem
+            time.sleep(0.05)
+
+
+def ticks(command: Any) -> Iterator[Any]:
+    while command.is_alive():
+        yield errno.EWOULDBLOCK
+        time.sleep(0.01)
+
+
+def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
+    """A codec for sh that passes on bytes that are not UTF-8, in paths, arguments and output."""
+    if name != "as_it_came":
+        return None
+    return codecs.CodecInfo(
+        lambda text, _="": (text.encode("utf-8", "surrogateescape"), len(text)),
+        lambda data, _="": (bytes(data).decode("utf-8", "surrogateescape"), len(data)),
+    )
+
+
+codecs.register(as_it_came)
+codecs.lookup("as_it_came")  # now, as a child between fork and exec must not import anything
+
+
+def kill_group(group: int, signum: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signum)
+
+
+def without_rack_login() -> dict[str, str]:
+    """Return our environment for the programs that have nothing to do with the rack."""
+    return {k: v for k, v in os.environ.items() if k not in ("CONVOX_PASSWORD", "RACK_URL")}
+
+
+INSTALL = {
+    "docker": ": https://docs.docker.com/engine/install/",
+    "aws": ": https://docs.aws.amazon.com/cli/",
+    "convox": ": https://docs.convox.com/installation/cli/",
+}
+
+
+def short_name(argv: Sequence[str]) -> str:
+    """Return a command without its arguments: docker push, convox releases promote."""
+    return " ".join([argv[0], *(word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word))])
+
+
+@contextmanager
+def advice(table: dict[str, str]) -> Iterator[None]:
+    """Add to a failed command the advice for the first pattern in its output."""
+    try:
+        yield
+    except CommandFailed as failure:
+        matches = (text for pattern, text in table.items() if re.search(pattern, failure.output))
+        failure.advice = failure.advice or next(matches, "")
+        raise
+
+
+def option(name: str, value: str) -> list[str]:
+    return [name, value] if value else []
+
+
+# --- git ------------------------------------------------------------------------------
+
+BRANCHES = ["BRANCH_NAME", "GIT_BRANCH", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_BRANCH"]
+
+
+class Commit(NamedTuple):
+    """The commit that is checked out. All empty outside a git repository."""
+
+    hash: str = ""
+    branch: str = ""
+    describe: str = ""
+    title: str = ""  # short hash and subject
+    git_dir: str = ""
+
+
+def read_commit(shell: Shell) -> Commit:
+    """Return the commit of the working tree that we are in. Raise CommandFailed."""
+
+    def git(*args: str) -> str:
+        return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
+
+    if not any((directory / ".git").exists() for directory in (Path.cwd(), *Path.cwd().parents)):
+        return Commit()
+    sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
+    branch = git("rev-parse", "--abbrev-ref", "HEAD")
+    if branch == "HEAD":  # CI systems check out a commit
+        branch = next(filter(None, map(env, BRANCHES)), branch).replace("origin/", "", 1)
+    git_dir = git("rev-parse", "--absolute-git-dir")
+    return Commit(sha, branch, git("describe", "--always", "--dirty"), title, git_dir)
+
+
+def run_url() -> str:
+    """Return the address of the CI run that we are part of, "" if there is none."""
+    if run := env("GITHUB_RUN_ID"):
+        return f"{env('GITHUB_SERVER_URL')}/{env('GITHUB_REPOSITORY')}/actions/runs/{run}"
+    return env("BUILD_URL") or env("CI_JOB_URL")
+
+
+# --- docker and ECR -------------------------------------------------------------------
+
+PUSHED = re.compile("digest: (sha256:[0-9a-f]{64}) size: ")
+MISSING = re.compile(
+    r"\bEOF\b|repository .* does not exist|name unknown"
+)  # what docker says of a repository
+PUSH_ADVICE = {
+    "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
+    " `docker login`, or remove --skip-ecr-login.",
+    "tag invalid|immutable": "This tag already exists and the repository's tags are immutable."
+    " Unset IMAGE_TAG or choose a new tag.",
+    "403 Forbidden|authorization token has expired": "Either the ECR login has expired (with"
+    " --skip-ecr-login, log in again), or this AWS user is not allowed to push.",
+    "not authorized|AccessDenied|denied": "This AWS user or role is not allowed to push. Grant it"
+    " access (for example with the AmazonEC2ContainerRegistryPowerUser policy), or set AWS_PROFILE"
+    " to a profile that has it.",
+    MISSING.pattern: "The repository may not exist. Create it, or correct its name.",
+    "no space left": "The disk is full. `docker system prune` frees space used by docker.",
+}
+TRANSIENT = re.compile(
+    r"""
+    \bEOF\b | (?i:
+    status (\ ?code)? [^\n]* :\ ? (429 | 50[0234]) \b | too\ ?many\ ?requests | rate\ exceeded
+    | error\ from\ registry:\ internal | connection\ (reset | refused | timed\ out) | broken\ pipe
+    | use\ of\ closed\ network\ connection | (i/o | handshake)\ timeout
+    | timeout\ awaiting\ response\ headers | client\ connection\ lost
+    | server\ closed\ idle\ connection )
+    """,
+    re.VERBOSE,
+)
+ECR_HOST = re.compile(
+    r"""
+    (?P<account>\d{12}) \.dkr[.-]ecr (-fips)? \. (?P<region>[a-z0-9-]+) \.
+    (amazonaws\.(com(\.cn)? | eu) | on\.(aws | amazonwebservices\.com\.cn)
+     | sc2s\.sgov\.gov | c2s\.ic\.gov | cloud\.adc-e\.uk | csp\.hci\.ic\.gov)
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass
+class Ecr:
+    """A repository in ECR, as the aws CLI sees it."""
+
+    shell: Shell
+    registry: str
+    name: str
+    region: str
+    account: str
+    was_asked: bool = False
+    exists: bool = False  # according to ECR
+
+    @classmethod
+    def of(cls, shell: Shell, repository: str) -> Optional["Ecr"]:
+        """Return the repository, None if its registry is not ECR."""
+        registry, _, name = repository.partition("/")
+        match = ECR_HOST.fullmatch(registry)
+        return match and cls(shell, registry, name, match["region"], match["account"])
+
+    @property
+    def get_password(self) -> list[str]:
+        return ["aws", "ecr", "get-login-password", "--region", self.region]
+
+    def password(self) -> str:
+        """Return the password for docker login. It is good for 12 hours."""
+        with advice(AWS_ADVICE):
+            password = self.shell.capture(*self.get_password).strip()
+            if not re.fullmatch("[!-~]+", password):
+                raise CommandFailed(self.get_password, 0, "It printed no password.")
+        SECRETS.learn(password)
+        return password
+
+    def create_if_missing(self, failure: CommandFailed) -> bool:
+        """Create the repository if that is what a push failed for. Return False if it is not.
+
+        docker words that differently from version to version, so ECR is asked, once and not ahead
+        of the push: an account may have repositories created on push, from a template.
+        """
+        if self.was_asked:
+            return False
+        self.was_asked = True
+        where = ["--region", self.region, "--registry-id", self.account]
+        create = ["aws", "ecr", "create-repository", *where, "--repository-name", self.name]
+        self.shell.show(create)
+        try:
+            self.shell.capture(*create)
+            self.exists = True
+            return True
+        except (CommandFailed, NotStarted) as error:
+            self.exists = "RepositoryAlreadyExists" in str(error)
+            if not self.exists:
+                failure.advice = f"The repository may not exist, and was not created. {error}"
+            if "AccessDenied" in str(error) and MISSING.search(failure.output):
+                raise failure from None
+        return False
+
+
+AWS_ADVICE = {
+    "[Ii]nvalid choice": f"This AWS CLI is older than 1.17.10. Install a newer one{INSTALL['aws']}",
+    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.",
+}
 
 
 @dataclass
 class Image:
-    """One docker build, and the services and repositories it is for. It gets its tag when it is pushed."""
+    """One docker build, and what becomes known of it."""
 
     build: Build
-    local: str
-    services: list[Service] = field(default_factory=list)
-    tag: str = ""
+    services: list[Service]
+    local: str  # its name in docker, not shared with any other deploy
+    id: str = "sha256:IMAGE_ID"
     platform: str = ""  # such as linux/amd64
-    digests: dict[str, str] = field(default_factory=dict)  # by image reference, once pushed
-
-    @property
-    def repositories(self) -> list[str]:
-        return sorted({service.repository for service in self.services})
+    tag: str = ""
 
 
-class Commit(NamedTuple):
-    """What git says of the checkout, for the hooks and the tag. Empty outside a checkout."""
+class Docker(NamedTuple):
+    shell: Shell
+    settings: Settings
 
-    hash: str = ""
-    branch: str = ""
-    description: str = ""
-    describe: str = ""
+    def check(self) -> None:
+        version = ["docker", "version", "--format", "{{.Server.Version}}"]
+        with advice({"": "Start Docker and try again."}):
+            if not self.shell.capture(*version).strip():
+                raise CommandFailed(version, 0, "No Docker daemon answered.")
 
-
-def step(method: Callable[[Deploy], None]) -> Callable[[Deploy], None]:
-    """Makes a method a step of the lifecycle: with a header, a time-out, and a line in the closing table."""
-
-    @functools.wraps(method)
-    def run(deploy: Deploy) -> None:
-        name = method.__name__
-        deploy.commands.raise_if_stopped()
-        deploy.current_step = name
-        deploy.tell("")
-        say(f"==> [{STEPS.index(name)}/{len(STEPS) - 1}] {name}", fg="cyan", bold=True)
-        started = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, deploy.settings.timeout * 60)
+    def login(self, ecr: Ecr, password: str) -> None:
+        login = ["docker", "login", "--username", "AWS", "--password-stdin", ecr.registry]
+        self.shell.show(ecr.get_password, login)
         try:
-            method(deploy)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            deploy.seconds[name] = time.monotonic() - started
-
-    return run
-
-
-class Deploy:
-    """One deploy: what is known of it so far, and its steps as methods."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.commands = Commands(settings.dry_run, settings.quiet)
-        self.commit = Commit()
-        self.manifest = Manifest("", ())
-        self.images: list[Image] = []
-        self.local_tags: list[str] = []
-        self.lookups: list[Future[None]] = []
-        self.missing: set[str] = set()  # repositories to make
-        self.unknown: list[str] = []  # repositories that aws may not look up
-        self.build_flags = {"--manifest", "--description", "--id"}  # until the CLI has said what it takes
-        self.promote_flags = {"--wait"}
-        self.release_before: str | None = None  # what the rack ran; None where it may not be asked
-        self.release_after: str | None = None
-        self.release_id = settings.release or ""
-        self.promote_asked = self.promoted = False
-        self.problems: list[str] = []
-        self.current_step = ""
-        self.seconds: dict[str, float] = {}
-        self.directory = ""
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Turns errors and signals into a message and an exit status, and leaves nothing behind but the result file."""
-        error: DeployError | None = None
-        prepare_standard_streams()
-        self.commands.handle_signals()
-        try:
-            yield
-            self.commands.raise_if_stopped()
-            if self.problems:  # of a dry run
-                self.current_step = "preflight"
-                raise DeployError("\n".join(self.problems))
-        except DeployError as stopped:
-            error = stopped
-        except OSError as stopped:
-            error = DeployError(f"{stopped.filename or 'Our own output'}: {stopped.strerror or stopped}.")
-        finally:
-            self.commands.end()
-            self.clean_up()
-        try:
-            self.write_result(error)
-        except OSError as unwritten:
-            error = error or DeployError(f"--result {self.settings.result} cannot be written: {unwritten.strerror}.")
-        try:
-            self.report(error)
-        except OSError:  # nobody reads it; the exit status and the result file tell
-            for descriptor in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        if error:
-            sys.exit(self.exit_status(error))
-
-    @step
-    def preflight(self) -> None:
-        """Checks all that can be checked before anything is changed, and reports all problems at once."""
-        self.directory = make_temporary_directory()
-        wrong = self.settings.problems()
-        self.remove_old_result()
-        self.problems = [*wrong, *self.check_hooks()]
-        if not self.release_id:
-            self.problems += self.problems_of(self.check_manifest)
-            self.begin_lookups()
-        checks = [self.check_git, *([] if self.release_id else [self.check_docker, *self.logins()]), self.check_convox]
-        for found in self.commands.side_by_side(functools.partial(self.problems_of, check) for check in checks):
-            self.problems += [problem for problem in found if problem not in self.problems]
-        there_is_a_plan = (self.images or self.release_id) and not wrong
-        if self.problems and not (self.settings.dry_run and there_is_a_plan):
-            raise DeployError("\n".join(self.problems))
-        self.tell(self.summary())
-
-    @step
-    def before_build(self) -> None:
-        self.run_hook()
-
-    @step
-    def build(self) -> None:
-        self.local_tags = [image.local for image in self.images if not self.settings.dry_run]
-        for number, image in enumerate(self.images):
-            build, id_file = image.build, Path(self.directory, f"image-id-{number}")
-            self.commands.do(
-                *("docker", "build"),
-                *option("--file", build.file),
-                *(word for arg in build.args for word in ("--build-arg", arg)),
-                *option("--target", build.target),
-                *self.settings.docker_build_args,
-                *("--iidfile", str(id_file), "--tag", image.local),
-                f"./{build.context}" if build.context.startswith("-") else build.context,
-            )
-            if not self.settings.dry_run and not (id_file.exists() and IMAGE_ID.match(id_file.read_text())):
-                raise DeployError("`docker build` reported success, but left no image id. Is this the real docker?")
-
-    @step
-    def after_build(self) -> None:
-        self.run_hook()
-
-    @step
-    def push(self) -> None:
-        for lookup in self.lookups if not self.problems else []:
-            lookup.result()
-        if self.unknown:
-            warn(f"aws may not look up {' and '.join(self.unknown)} in ECR; the push will tell whether that is there.")
-        for image in self.images:
-            self.identify(image)
-        self.commands.side_by_side(functools.partial(self.make_repository, name) for name in sorted(self.missing))
-        pushes = [(image, repository) for image in self.images for repository in image.repositories]
-        self.commands.side_by_side(
-            functools.partial(self.push_image, *push, is_alone=len(pushes) == 1) for push in pushes
-        )
-
-    @step
-    def release(self) -> None:
-        """Has the rack build a release. Only the manifest is uploaded: the rack pulls the images."""
-        text = self.manifest.with_tags({s.tag_offset: image.tag for image in self.images for s in image.services})
-        name, directory = os.path.basename(self.settings.file), Path(self.directory, "manifest")
-        directory.mkdir()
-        (directory / name).write_bytes(text.encode())
-        if self.settings.dry_run:
-            self.tell(self.changes(name, text))
-        output = self.commands.do(
-            *self.convox("build"),
-            *option("--manifest" if "--manifest" in self.build_flags else "--file", name),
-            *option("--description", self.describe() if "--description" in self.build_flags else None),
-            *({"--id"} & self.build_flags),
-            cwd=str(directory),
-            env=self.settings.convox_environment(),
-            out=KEEP if "--id" in self.build_flags else TEE,
-            err=TEE,
-        )
-        if self.settings.dry_run:
-            self.release_id = "RELEASE_ID"
-            return
-        self.release_id = self.new_release(output.out)
-        say(f"\nRelease {self.release_id} is built, and not live yet. To go on from here:\n  {self.way_on()}")
-
-    @step
-    def before_release(self) -> None:
-        self.run_hook()
-
-    @step
-    def promote(self) -> None:
-        """Promotes the release, and removes the local tags meanwhile: the last hook is done with them."""
-        self.commands.side_by_side([self.promote_release, self.remove_local_tags])
-
-    # --- the checks of preflight ---
-
-    def problems_of(self, check: Callable[[], Iterable[str] | None]) -> list[str]:
-        try:
-            return list(check() or [])
-        except DeployError as error:
-            if self.commands.is_stopping:
+            with advice(
+                {"": "Check that docker can reach the registry, and this machine's clock."}
+            ):
+                if not self.settings.dry_run:
+                    self.shell.capture(*login, _in=password)
+        except CommandFailed as failure:
+            # A credential helper that fetches passwords itself stores none.
+            if not re.search("error storing credentials.*not implemented", failure.output):
                 raise
-            return [str(error)]
 
-    def check_hooks(self) -> Iterator[str]:
-        for name in ["before_release"] if self.release_id else ["before_build", "after_build", "before_release"]:
-            if problem := hook_problem(hook_path(name)):
-                yield f"{hook_path(name)} {problem}"
+    def build(self, image: Image) -> None:
+        build, local = image.build, image.local
+        self.shell.run(
+            "docker", "build", "--tag", local,
+            *option("--file", build.dockerfile and os.path.join(build.context, build.dockerfile)),
+            *(word for arg in build.args for word in ("--build-arg", arg)),
+            *option("--target", build.target),
+            *self.settings.docker_build_args,
+            build.context,
+            # By default buildx adds the time to each image, whose id would never be the same.
+            _env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack_login()},
+        )  # fmt: skip
 
-    def check_git(self) -> Iterable[str]:
-        here = Path.cwd()
-        try:
-            if any((directory / ".git").exists() for directory in (here, *here.parents)):
-                self.commit = self.read_commit()
-        except DeployError as error:
-            if self.commands.is_stopping:
-                raise
-            if not (self.settings.tag or self.release_id):
-                return [f"{error} The tag is made from the commit: correct this, or set IMAGE_TAG."]
-        return []
+    def inspect(self, image: Image) -> None:
+        """Note the image's id and platform. Raise CommandFailed if docker does not have it."""
+        inspect = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}"]
+        with advice({"": "If the builder does not load images into docker, add `-- --load`."}):
+            answer = self.shell.capture(*inspect, image.local).strip()
+            image.id, _, image.platform = answer.partition(" ")
+            if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
+                raise CommandFailed(inspect, 0, "It printed no image ID.")
 
-    def check_manifest(self) -> Iterator[str]:
-        self.manifest = read_manifest(self.settings.file)
-        images: dict[Build, Image] = {}
-        run = uuid.uuid4().hex[:8]  # two deploys on one machine must not meet in one local tag
-        for service in self.manifest.services:
-            part = re.sub("[^a-z0-9]+", "-", service.name.lower()).strip("-") or "image"
-            new = Image(service.build, f"{self.settings.app}:{part}-{run}")
-            images.setdefault(service.build, new).services.append(service)
-        self.images = list(images.values())
-        repositories = [repository for image in self.images for repository in image.repositories]
-        if self.settings.tag and len(set(repositories)) < len(repositories):
-            yield "IMAGE_TAG would give different images in one repository the same tag. Unset it."
-        for build in images:
-            yield from self.check_build(build)
-
-    def check_build(self, build: Build) -> Iterator[str]:
-        options = {arg.partition("=")[0] for arg in self.settings.docker_build_args}
-        if build.is_remote or hook_path("before_build").exists():  # the hook may make what is not there yet
-            return
-        if not Path(build.context).is_dir():
-            yield f"The build context {build.context} is no directory. Correct the build: in {self.settings.file}."
-        elif not (options & {"-f", "--file"} or Path(build.file or f"{build.context}/Dockerfile").is_file()):
-            file = os.path.normpath(build.file or f"{build.context}/Dockerfile")
-            yield f"There is no {file} to build. Write one, or say where it is: build: in {self.settings.file}."
-
-    def check_docker(self) -> Iterator[str]:
-        answer = self.commands.ask("docker", "version", "--format", "{{.Server.Version}}")
-        if answer.status or not answer.out.strip():
-            yield f"No docker engine answers; start Docker and try again. docker says: {answer.complaint}"
-
-    def logins(self) -> list[Callable[[], None]]:
-        """Logs docker in to ECR: before the build, which may want a base image from there and must not be in vain."""
-        skip = self.settings.skip_ecr_login
-        return [functools.partial(self.log_in, registry) for registry in self.registries() if not skip]
-
-    def log_in(self, registry: str) -> None:
-        region = ecr_options(registry)[:2]
-        get_password = ("aws", "ecr", "get-login-password", *region)
-        login = ("docker", "login", "--username", "AWS", "--password-stdin", registry)
-        self.commands.show(get_password, login)
-        answer = self.commands.ask(*get_password, repeatable=True)
-        password = answer.out.strip()
-        if answer.status or not re.fullmatch("[!-~]+", password):
-            advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-            if "invalid choice" in answer.err.lower():
-                advice = f"This aws is too old.{GET_IT['aws']}"
-            raise DeployError(f"aws gives no password for ECR in {region[1]}: {answer.complaint}\n{advice}")
-        if not self.settings.dry_run:
-            with self.commands.one_docker_login:
-                said = self.commands.ask(*login, stdin=password, repeatable=True)
-            # A credential helper that cannot store a login is one that needs none.
-            if said.status and "error storing credentials" not in said.err:
-                raise DeployError(
-                    f"docker login to {registry} failed: {said.complaint.replace(password, '***')}\n"
-                    "Check whether docker reaches the registry, and this machine's clock."
-                )
-
-    def check_convox(self) -> Iterator[str]:
-        self.build_flags = self.flags_of("build")
-        self.promote_flags = self.flags_of("releases", "promote")
-        if not (self.build_flags & {"--manifest", "--file"} and "--app" in self.promote_flags):
-            too_old = "This convox CLI is too old, or not Convox's: its help lists no --manifest, --file or --app."
-            yield too_old + GET_IT["convox"]
-        elif APP.fullmatch(self.settings.app):
+    def push(self, local: str, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
+        """Tag and push an image. Retry on transient errors. Return the digest, if known."""
+        pauses = list(PUSH_PAUSES)
+        self.shell.run("docker", "tag", local, reference)
+        while True:
             try:
-                self.release_before = self.running_release(may_be_refused=True)
-            except DeployError as error:
-                if self.commands.is_stopping:
+                return self.push_once(reference, label)
+            except CommandFailed as failure:
+                if failure.exit_code != FAILED:  # it was stopped
                     raise
-                app = self.settings.app
-                no_app = f"The rack has no app {app}. Create it with `convox apps create {app}`, or correct APP_NAME."
-                advice = "Check CONVOX_HOST and CONVOX_PASSWORD, or log in with `convox login`."
-                if re.search("dial tcp|no such host|refused|timeout", str(error)):
-                    advice = "Check CONVOX_HOST, and whether this machine reaches the rack."
-                yield no_app if "no such app" in str(error) else f"{error}\n{advice}"
+                if ecr and ecr.create_if_missing(failure):
+                    continue
+                passes = TRANSIENT.search(failure.output)
+                if ecr and ecr.exists:  # then ECR may still take some seconds to agree
+                    passes = passes or MISSING.search(failure.output)
+                if not (passes and pauses):
+                    raise
+                warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
+            self.shell.capture("sleep", str(pauses.pop(0)))  # which a signal ends
 
-    def flags_of(self, *command: str) -> set[str]:
-        """Returns the options that a command of this generation of the convox CLI lists in its help."""
-        answer = self.commands.ask("convox", *command, "--help")
-        if answer.status:
-            raise failure(("convox", *command), answer)
-        return set(re.findall(r"--[a-z][a-z-]*", answer.out + answer.err))
+    def push_once(self, reference: str, label: str) -> Optional[str]:
+        push = ["docker", "push", reference]
+        with advice(PUSH_ADVICE):
+            if sys.stdout.isatty() and not label and not self.shell.quiet:
+                self.shell.stream(*push, only="err", _out=1)  # docker draws its progress there
+                return None
+            digest = PUSHED.search(self.shell.stream(*push, label=label))
+            if not digest and not self.settings.dry_run:
+                raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
+        return digest and digest[1]
 
-    # --- parts of the steps ---
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove names of images. The images stay, as cache for the next build."""
+        with suppress(DeployError):
+            self.shell.capture("docker", "image", "rm", "--no-prune", *names)
 
-    def registries(self) -> dict[str, list[str]]:
-        """Returns the names of our repositories in each registry of ECR; any other is used as docker is logged in."""
-        names: dict[str, set[str]] = {}
-        for repository in (repository for image in self.images for repository in image.repositories):
-            registry, _, name = repository.partition("/")
-            if ECR_REGISTRY.fullmatch(registry):
-                names.setdefault(registry, set()).add(name)
-        return {registry: sorted(names[registry]) for registry in sorted(names)}
 
-    def run_hook(self) -> None:
-        path = hook_path(self.current_step)
-        if problem := hook_problem(path):  # an earlier hook may have made it
-            raise DeployError(f"{path} {problem}")
-        if not path.exists():
-            return self.tell(f"There is no {path}.")
-        variables = self.hook_variables()
-        if self.settings.dry_run:
-            self.tell("\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
-        self.commands.do(str(path), env={**self.settings.convox_environment(), **variables}, stdin=0)
+# --- convox ---------------------------------------------------------------------------
 
-    def hook_variables(self) -> dict[str, str]:
-        """Returns what a hook gets beside our environment: all that is known by then."""
-        commit = self.commit
-        known = {"APP_NAME": self.settings.app, "RACK_NAME": self.settings.rack or "", "GIT_HASH": commit.hash}
-        known.update(GIT_BRANCH=commit.branch, GIT_DESCRIPTION=commit.description)
-        for image in reversed(self.images) if self.current_step != "before_build" else []:
-            known["DOCKER_TAG"] = image.local  # in the end the first service's
-            for service in image.services:
-                known["DOCKER_TAG_" + re.sub("[^A-Z0-9]", "_", service.name.upper())] = image.local
-        return {**known, "RELEASE_ID": self.release_id} if self.release_id else known
+CONVOX_ADVICE = {  # builds first, as their logs may hold any of the others
+    "no matching manifest|no match for platform": "The image is for another architecture than the"
+    " rack. Build it with `-- --platform linux/amd64`.",
+    "build failed": "See the rack's output above. If it is not allowed to pull the image, add the"
+    " registry's credentials with `convox registries add`.",
+    "ERROR: rollback": "The new containers did not become healthy. Run `convox logs` to find out"
+    " why. If you see `exec format error`, the image is for another architecture: build it with"
+    " `-- --platform linux/amd64`.",
+    "no such app": "Create the app with `convox apps create`, or check APP_NAME.",
+    "could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists the racks.",
+    "dial tcp|no such host|refused|timeout": "Check CONVOX_HOST, and that this machine can reach"
+    " the rack.",
+    "401|[Uu]nable to authenticate|authentication failed|no current rack": "Check CONVOX_HOST and"
+    " CONVOX_PASSWORD, or log in with `convox login`.",
+}
 
-    def read_commit(self) -> Commit:
-        branch = self.git("rev-parse", "--abbrev-ref", "HEAD")
-        if branch == "HEAD":  # Jenkins checks out a commit, and says in a variable of which branch
-            branch = os.environ.get("BRANCH_NAME") or os.environ.get("GIT_BRANCH") or branch
-        commit, _, description = self.git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
-        describe = self.git("describe", "--always", "--dirty")
-        return Commit(commit, re.sub("^origin/", "", branch), description, describe)
 
-    def git(self, *args: str) -> str:
-        answer = self.commands.ask("git", *args)
-        if answer.status or not answer.out.strip():
-            raise DeployError(f"`git {args[0]}` failed: {answer.complaint}.")
-        return re.sub(r"[\x00-\x1f\x7f]+", " ", answer.out).strip()
+class App(NamedTuple):
+    """What the rack says of the app."""
 
-    def identify(self, image: Image) -> None:
-        """Sets the image's platform and its tag, of commit and image id: racks cache images by their tag.
+    release: str
+    status: str
 
-        Both are read here, after the hooks: after_build may have committed changes to the image.
-        """
-        image_id = "sha256:IMAGE_ID"
-        if not self.settings.dry_run:
-            ask_for = ("docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}")
-            image_id, _, image.platform = self.commands.ask(*ask_for, image.local).out.strip().partition(" ")
-            if not IMAGE_ID.fullmatch(image_id):
-                raise DeployError(f"docker has no image {image.local} any more. Did deploy/after_build.sh remove it?")
-            self.check_platform(image)
-        commit = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
-        image.tag = self.settings.tag or "-".join(filter(None, [commit, image_id[len("sha256:") :][:12]]))
 
-    def check_platform(self, image: Image) -> None:
-        names = " and ".join(service.name for service in image.services)
-        self.tell(f"The image of {names} is for {image.platform}.")
-        asked = self.settings.platform
-        words = [ALIASES.get(word, word) for word in asked.lower().split("/")[:2]]
-        if asked not in ("", "local") and "," not in asked and not set(words) <= set(image.platform.split("/")):
-            raise DeployError(
-                f"The image of {names} is for {image.platform}, and {asked} was asked for. Its base image is probably"
-                f" here for {image.platform} alone: get it with `docker pull --platform {asked}`, and look for a"
-                " --platform in the Dockerfile."
-            )
+class Convox:
+    """The convox CLI of any generation since 2016. Its --help says which options it takes."""
 
-    def begin_lookups(self) -> None:
-        """Begins to find out which repositories of ECR are missing, with one call of aws for each registry."""
-        if not self.settings.skip_ecr_login or shutil.which("aws"):
-            for item in self.registries().items():
-                self.lookups.append(self.commands.begin(functools.partial(self.look_up, *item)))
-
-    def look_up(self, registry: str, names: list[str]) -> None:
-        """Notes which repositories are missing, and which may not be asked for: there the push decides."""
-        argv = ("aws", "ecr", "describe-repositories", *ecr_options(registry), "--repository-names", *names)
-        answer = self.commands.ask(*argv, repeatable=True)
-        if "RepositoryNotFoundException" in answer.err and len(names) == 1:
-            self.missing.add(f"{registry}/{names[0]}")
-        elif "RepositoryNotFoundException" in answer.err:
-            for name in names:
-                self.look_up(registry, [name])
-        elif answer.status and (self.settings.skip_ecr_login or "AccessDenied" in answer.err):
-            self.unknown += names
-        elif answer.status:
-            raise failure(argv, answer)
-
-    def make_repository(self, repository: str) -> None:
-        registry, _, name = repository.partition("/")
-        create = ("aws", "ecr", "create-repository", *ecr_options(registry), "--repository-name", name)
-        self.commands.show(create)
-        if self.settings.dry_run:
-            return
-        answer = self.commands.ask(*create, repeatable=True)
-        if "AccessDenied" in answer.err:
-            warn(f"aws may not make the repository {name}; the push will tell whether it is there.")
-        elif answer.status and "RepositoryAlreadyExistsException" not in answer.err:
-            raise failure(create, answer)
-
-    def push_image(self, image: Image, repository: str, is_alone: bool) -> None:
-        """Tags and pushes. Beside others, each line of the push is marked with the service that the image is for."""
-        reference = f"{repository}:{image.tag}"
-        self.commands.do("docker", "tag", image.local, reference)
-        service = next(service.name for service in image.services if service.repository == repository)
-        how = {"err": TEE} if is_alone else {"out": TEE, "err": TEE, "label": service}
-        push = functools.partial(self.commands.do, "docker", "push", reference, repeatable=True, **how)
-        try:
-            push()
-        except DeployError as error:
-            registry = repository.split("/")[0]
-            if "token has expired" not in str(error) or not ecr_options(registry):
-                raise
-            self.log_in(registry)
-            push()
-        image.digests[reference] = self.pushed_digest(reference)
-
-    def pushed_digest(self, reference: str) -> str:
-        """Returns the digest by which the registry knows the image. Docker has one only after a real push."""
-        if self.settings.dry_run:
-            return ""
-        answer = self.commands.ask("docker", "image", "inspect", "--format", "{{json .RepoDigests}}", reference)
-        repository = re.sub("^docker.io/(library/)?", "", reference.rpartition(":")[0])
-        digest = re.search(rf'"{re.escape(repository)}@(sha256:[0-9a-f]+)"', answer.out)
-        if not digest:
-            raise DeployError(
-                f"`docker push` reported success, but {reference} has no digest: it was not pushed."
-                " Push it by hand to see what docker says."
-            )
-        return digest[1]
-
-    def promote_release(self) -> None:
-        self.promote_asked = not self.settings.dry_run
-        wait = {"--wait"} & self.promote_flags
-        env = self.settings.convox_environment()
-        self.commands.do(*self.convox("releases", "promote"), *wait, self.release_id, env=env, out=TEE, err=TEE)
-        if self.settings.dry_run:
-            return
-        if self.release_before is not None:
-            self.release_after = self.running_release()
-            if self.release_after != self.release_id:
-                raise DeployError(
-                    f"The rack took the promote, but {self.settings.app} runs {self.release_after or 'no release'}, not"
-                    f" {self.release_id}. Somebody else may have promoted, or the rack has rolled back."
-                )
-        self.promoted = True
-
-    def convox(self, *command: str) -> tuple[str, ...]:
-        return ("convox", *command, "--app", self.settings.app, *self.rack_option())
-
-    def rack_option(self) -> tuple[str, ...]:
-        return option("--rack", self.settings.rack if "--rack" in self.build_flags else None)
-
-    def describe(self) -> str:
-        description = self.commit.description or self.images[0].tag
-        return " ".join(filter(None, [description, os.environ.get("BUILD_URL")]))
-
-    def new_release(self, output: str) -> str:
-        """Returns the release id: the last word that every `convox build` prints, with --id or without."""
-        last_word = (output.split() or [""])[-1]
-        if not RELEASE.fullmatch(last_word) or last_word == self.release_before:
-            raise DeployError(
-                f"`convox build` reported success, but named no new release: it ends in {redacted(last_word)[:40]!r}."
-                f" `convox releases --app {self.settings.app}` shows what there is."
-            )
-        return last_word
-
-    def running_release(self, may_be_refused: bool = False) -> str | None:
-        """Returns the release that the app runs, empty for none. None: a deploy key may release, but not ask."""
-        argv = ("convox", "api", "get", *self.rack_option(), f"/apps/{self.settings.app}")
-        answer = self.commands.ask(*argv, env=self.settings.convox_environment())
-        if may_be_refused and answer.status and re.search("deploy key|forbidden", answer.err, re.IGNORECASE):
-            warn(f"this login may not ask the rack what {self.settings.app} runs: {answer.complaint}")
-            return None
-        if answer.status:
-            raise failure(argv, answer)
-        try:
-            return str(json.loads(answer.out)["release"] or "")
-        except (ValueError, KeyError, TypeError):
-            raise DeployError(f"`{' '.join(argv)}` gave no JSON with a release in it.") from None
-
-    # --- what is said, and what is left ---
-
-    def tell(self, text: str) -> None:
-        if not self.settings.quiet:
-            say(text)
-
-    def changes(self, name: str, text: str) -> str:
-        """Returns what a deploy changes in the manifest, as a unified diff."""
-        before, after = self.manifest.text.splitlines(), text.splitlines()
-        return "\n".join(difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm=""))
-
-    def summary(self) -> str:
-        url_host, host = url_parts(os.environ.get("RACK_URL", "")).host, os.environ.get("CONVOX_HOST")
-        rack = self.settings.rack or url_host or host or "of the convox login"
-        commit, release = self.commit.describe, self.release_before
-        known = {"app": self.settings.app, "rack": rack, "commit": commit, "running now:": release}
-        return ", ".join(f"{name} {value}" for name, value in known.items() if value)
-
-    def way_on(self) -> str:
-        rack = option("--rack", self.settings.rack)
-        program = sys.argv[0] if "/" in sys.argv[0] else f"./{sys.argv[0]}"  # as `python convox_deploy.py` names it
-        return shlex.join([program, "--app", self.settings.app, *rack, "--release", self.release_id])
-
-    def state(self, error: DeployError) -> str:
-        """Returns in what state the app is left."""
-        app, release = self.settings.app, self.release_id
-        before = f" {app} ran {self.release_before} when this began." if self.release_before else ""
-        if self.settings.dry_run or self.current_step in ("", "preflight"):
-            return "Nothing was changed."
-        if self.promote_asked:
-            return (
-                f"The rack was asked to promote {release} and may still be at it: `convox apps info --app {app}` tells,"
-                f" `convox apps cancel --app {app}` stops it. To promote it again:\n  {self.way_on()}"
-            )
-        if release:
-            return f"Nothing was promoted.{before} Release {release} is built; go on with\n  {self.way_on()}"
-        if self.current_step == "release" and error.exit_status != FAILED:
-            return (
-                f"Nothing was promoted.{before} The build may still run on the rack, `convox builds --app {app}`"
-                " tells; its release goes live only if somebody promotes it."
-            )
-        return f"Nothing was released or promoted.{before}"
-
-    def report(self, error: DeployError | None) -> None:
-        if self.current_step not in ("", "preflight") and not self.settings.dry_run:
-            with contextlib.suppress(OSError):
-                self.tell(f"\n{self.closing_table()}")
-        if error:
-            say(f"\n{self.current_step or 'deploy'} failed:", err=True, fg="red", bold=True)
-            say(f"{error}\n{self.state(error)}", err=True)
-        elif self.settings.dry_run:
-            if not self.settings.release:
-                say("\nIMAGE_ID and RELEASE_ID stand for what is known once the image and the release are built.")
-            say("\nThis was a dry run: nothing was changed.", bold=True)
-        elif self.promoted and self.release_after is None:
-            say(f"\nRelease {self.release_id} is promoted. Whether it runs, this login may not ask.", fg="yellow")
-        elif self.promoted:
-            say(f"\n{self.settings.app} runs {self.release_id}.", fg="green", bold=True)
-        else:
-            say(f"\nRelease {self.release_id} is built and not promoted. Promote it with\n  {self.way_on()}", bold=True)
-
-    def closing_table(self) -> str:
-        """Returns the seconds that each step took, if any, and what came of them."""
-        rows = {name: seconds for name, seconds in self.seconds.items() if seconds >= 0.05}
-        lines = [f"{name:<16}{seconds:8.1f} s" for name, seconds in rows.items()]
-        lines += [f"{'total':<16}{sum(self.seconds.values()):8.1f} s", ""]
-        for image in self.images:
-            for reference, digest in sorted(image.digests.items()):
-                lines += [f"image    {reference}", f"digest   {digest}"]
-        return "\n".join([*lines, *([f"release  {self.release_id}"] if self.release_id else [])]).rstrip()
-
-    def exit_status(self, error: DeployError | None) -> int:
-        if not error:
-            return 0
-        early = self.current_step in ("", "preflight") and error.exit_status == FAILED
-        return UNUSABLE if early else error.exit_status
-
-    def write_result(self, error: DeployError | None) -> None:
-        """Writes the result file, whole or not at all."""
-        if not self.settings.result or self.settings.dry_run or not can_be_written(self.settings.result):
-            return
-        result = {
-            "status": "failed" if error else "succeeded",
-            "exit_status": self.exit_status(error),
-            "app": self.settings.app,
-            "release": self.release_id or None,
-            "promoted": self.promoted,
-            "running": self.release_after,
-            "tag": (self.images[0].tag if self.images else None) or None,
-            "images": [
-                {
-                    "image": reference,
-                    "digest": digest,
-                    "platform": image.platform,
-                    "services": [service.name for service in image.services],
-                }
-                for image in self.images
-                for reference, digest in sorted(image.digests.items())
-            ],
-            "steps": [{"step": name, "seconds": round(seconds, 3)} for name, seconds in self.seconds.items()],
-            "failed_step": self.current_step if error else None,
-            "error": redacted(str(error)) if error else None,
+    def __init__(self, shell: Shell, app: str, rack: Rack) -> None:
+        self.shell, self.app, self.rack = shell, app, option("--rack", rack.name)
+        self.env = {**os.environ, **rack.variables}
+        self.options = {
+            "build": {"--manifest", "--description", "--id"},
+            "releases promote": {"--wait"},
         }
-        unfinished = Path(f"{self.settings.result}.{uuid.uuid4().hex}")
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        unfinished.replace(self.settings.result)
 
-    def remove_old_result(self) -> None:
-        """An earlier deploy's result must not stand for this one."""
-        path = self.settings.result
-        if path and not self.settings.dry_run and os.path.exists(path) and can_be_written(path):
-            os.unlink(path)
+    def read_help(self) -> None:
+        for command in self.options:
+            text = self.shell.capture("convox", *command.split(), "--help", _err_to_out=True)
+            self.options[command] = {*re.findall("--[a-z][a-z-]*", text)}
+        if "--app" not in self.options["build"] & self.options["releases promote"]:
+            raise DeployError(
+                f"Not Convox's CLI, or one that is too old. Install a newer one{INSTALL['convox']}"
+            )
+        if "--rack" not in self.options["build"]:
+            self.rack = []  # CONVOX_RACK has to do
 
-    def remove_local_tags(self) -> None:
-        """Removes the names that are ours alone. The pushed images stay in docker: the next build starts from them."""
-        tags, self.local_tags = self.local_tags, []
-        if tags:
-            # Not through `commands`: after a signal they run nothing more.
-            how: dict[str, Any] = {"_new_session": True, "_ok_code": range(-64, 256), "_timeout": GRACE_SECONDS}
-            with contextlib.suppress(sh.CommandNotFound, sh.TimeoutException, sh.ForkException, OSError):
-                sh.Command("docker")("image", "rm", "--no-prune", *tags, _env=environment_without_the_rack(), **how)
+    def ask(self, *words: str) -> str:
+        """Return the answer to a question. It may hold secrets: no error shows any of it."""
+        with advice(CONVOX_ADVICE):
+            return self.shell.capture("convox", *words, _env=self.env)
 
-    def clean_up(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.remove_local_tags()
+    def get(self, path: str) -> Any:
+        """Return what the rack's API answers. Raise CommandFailed, also if that is not JSON."""
+        question = ["api", "get", *self.rack, path]
+        try:
+            return json.loads(self.ask(*question))
+        except ValueError:
+            raise CommandFailed(["convox", *question], 0, "It printed no JSON.") from None
+
+    def read_app(self) -> App:
+        """Return the state of the app. Raise CommandFailed if the rack does not tell it."""
+        answer = self.get(f"/apps/{self.app}")
+        try:
+            return App(answer["release"] or "", answer["status"])
+        except (LookupError, TypeError):
+            raise CommandFailed(["convox", "api", "get"], 0, "It printed no status.") from None
+
+    def newer_release(self, release: str) -> str:
+        """Return the newest release if it is another one, and if this login may list releases."""
+        with suppress(CommandFailed, LookupError, TypeError, AttributeError):
+            newest = self.get(f"/apps/{self.app}/releases")[0]
+            if newest["id"] != release:
+                return f"{newest['id']} ({newest.get('description') or 'no description'})"
+        return ""
+
+    def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
+        """Have the rack build a release from the one manifest in a directory. Return its ID."""
+        known = self.options["build"]
+        build = [
+            "convox", "build", "--app", self.app, *self.rack,
+            *option("--manifest" if "--manifest" in known else "--file", manifest),
+            *option("--description", description if "--description" in known else ""),
+            *(known & {"--id"}), directory,
+        ]  # fmt: skip
+        variables = {**self.env, **({"GIT_DIR": git_dir} if git_dir else {})}  # for BUILD_GIT_SHA
+        with advice(CONVOX_ADVICE):
+            output = self.shell.stream(
+                *build, only="err" if "--id" in known else "", _env=variables
+            )
+            if self.shell.dry_run:
+                return "RELEASE_ID"
+            last_line = ["", *output.strip().splitlines()][-1]
+            release = output.strip() if "--id" in known else last_line.replace("Release: ", "", 1)
+            if not RELEASE_ID.fullmatch(release):
+                raise CommandFailed(build, 0, f"It printed no release ID, but {last_line[:60]!r}.")
+        return release
+
+    def promote_command(self, release: str) -> list[str]:
+        wait = self.options["releases promote"] & {"--wait"}
+        return ["convox", "releases", "promote", "--app", self.app, *self.rack, *wait, release]
+
+    def promote(self, release: str) -> None:
+        with advice(CONVOX_ADVICE):
+            self.shell.stream(*self.promote_command(release), _env=self.env)
+
+    def await_running(self, release: str) -> None:
+        """Wait until the rack has said twice in a row that the release is running."""
+        app = before = None
+        answered = told = time.monotonic()
+        while not app or app != before or app.status != "running":
+            before, now = app, time.monotonic()
+            try:
+                app, answered = self.read_app(), now
+            except CommandFailed:
+                app = None
+                if now - answered > PATIENCE_SECONDS:
+                    raise
+            status = app.status if app else "unknown"
+            if status == "failed":
+                raise DeployError(f"The status of {self.app} is failed. See `convox logs`.")
+            if status != "running":
+                self.shell.doing = f"waiting for {self.app} (status: {status})"
+                if now - told > HEARTBEAT_SECONDS:
+                    told = now
+                    echo(f"Still {self.shell.doing}")
+                self.shell.capture("sleep", str(POLL_SECONDS))
+        if app.release != release:
+            raise DeployError(
+                f"The rack accepted the promote, but {self.app} is running"
+                f" {app.release or 'no release'}, not {release}. Either the rack rolled back, or"
+                " someone else promoted another release."
+            )
 
 
-def ecr_options(registry: str) -> tuple[str, ...]:
-    """Returns the options of `aws ecr` that name a registry of ECR, nothing for any other."""
-    match = ECR_REGISTRY.fullmatch(registry)
-    return ("--region", match["region"], "--registry-id", match["account"]) if match else ()
+# --- hooks ----------------------------------------------------------------------------
 
-
-def option(name: str, value: str | None) -> tuple[str, ...]:
-    return (name, value) if value else ()
+SHEBANG = re.compile(r"#!\s*(\S*/env\s+((-\S+|\w+=\S*)\s+)*)?(?P<program>\S+).*\n?")
 
 
 def hook_path(name: str) -> Path:
     return Path("deploy", f"{name}.sh")
 
 
-def hook_problem(path: Path) -> str | None:
-    """Returns why the hook at `path` cannot run, None if it can or there is none."""
+def check_hook(name: str) -> Iterator[str]:
+    """Yield why a hook cannot run. Nothing if it can, or if there is none."""
+    path = hook_path(name)
     if not os.path.lexists(path):
-        return None
-    if not path.exists():
-        return f"is a link to {os.readlink(path)}, which is not there. Correct the link, or remove it."
-    if not path.is_file():
-        return "is not a file. Make it a script, or remove it."
-    if not os.access(path, os.X_OK):
-        return f"is not executable. Run: chmod +x {path}"
-    with path.open("rb") as script:
-        first_line = script.readline(256)
-    if first_line.startswith(b"#!") and first_line.endswith(b"\r\n"):
-        return "has Windows line ends. Save it with Unix ones (LF)."
-    if not first_line.startswith((b"#!", b"\x7fELF")):
-        return "does not say what runs it. Make its first line #!/bin/sh"
-    interpreter = os.fsdecode(b"".join(first_line[2:].split()[:1]))
-    if first_line.startswith(b"#!") and not os.path.exists(interpreter):
-        return (
-            f"wants to be run by {interpreter or 'nothing'}, which is not there. Correct its first line, or install it."
-        )
-    return None
+        files = {file.name for file in path.parent.glob("*") if file.suffix in ("", ".sh")}
+        files -= {hook_path(hook).name for hook in HOOKS}
+        for similar in difflib.get_close_matches(path.name, files, 1, 0.85):
+            yield f"{path.parent / similar} is never run. Rename it to {path} to make it a hook."
+    elif not (path.is_file() and os.access(path, os.X_OK)):
+        yield f"{path} is not an executable file or a link to one. Run: chmod +x {path}"
+    else:
+        with path.open("rb") as script:
+            line = os.fsdecode(script.readline(256))
+        shebang = SHEBANG.fullmatch(line)
+        if line.startswith("#!") and line.endswith("\r\n"):
+            yield f"{path} has Windows (CRLF) line endings. Convert them to LF."
+        elif shebang and not shutil.which(shebang["program"]):
+            yield f"{path}: interpreter {shebang['program']!r} not found. Install it or fix line 1."
+        elif not shebang and not line.startswith("\x7fELF"):
+            yield f"{path} has no shebang line. Add one as the first line, such as #!/bin/sh"
 
 
-def make_temporary_directory() -> str:
-    """Returns a new directory that files can be written to. Raises DeployError."""
-    directory = ""
-    try:
-        directory = tempfile.mkdtemp(prefix="convox-deploy-")
-        Path(directory, "room").write_bytes(bytes(65536))
-        Path(directory, "room").unlink()
-    except OSError as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise DeployError(
-            f"No temporary file can be made: {error.strerror}. Set TMPDIR to where there is room."
-        ) from None
-    return directory
+# --- the lifecycle --------------------------------------------------------------------
 
 
-def prepare_standard_streams() -> None:
-    for descriptor in (0, 1, 2):
+@dataclass
+class Outcome:
+    """What has become known so far. All of it is in the result file."""
+
+    release: str = ""
+    running_before: str = ""
+    promote_requested: bool = False
+    verified: bool = False
+    running: str = ""  # according to the rack, after the promote
+    images: list[dict[str, Any]] = field(default_factory=list)  # those that were pushed
+    seconds: dict[str, float] = field(default_factory=dict)  # by step
+
+
+class Deploy:
+    """One deploy. Its methods are the steps; the function deploy has their order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.rack = settings, choose_rack(settings.rack)
+        self.shell = Shell(settings)
+        self.docker = Docker(self.shell, settings)
+        self.convox = Convox(self.shell, settings.app, self.rack)
+        self.commit = Commit()
+        self.manifest = Manifest("", [])
+        self.images: list[Image] = []
+        self.hooks: list[str] = []  # those that preflight found
+        self.logins: list[tuple[Ecr, str]] = []  # with their passwords
+        self.unreachable: list[str] = []  # problems with which only a dry run goes on
+        self.outcome = Outcome(release=settings.release)
+
+    @property
+    def current_step(self) -> str:
+        return ["preflight", *self.outcome.seconds][-1]
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Give a step its header, its timeout, and its time in the summary."""
+        self.shell.raise_if_stopped()
+        echo(header(name), fg="cyan", bold=True)
+        started = time.monotonic()
+        self.outcome.seconds[name] = 0
+        self.shell.hidden.clear()
+        signal.setitimer(signal.ITIMER_REAL, self.settings.timeout * 60)
         try:
-            os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened must not take its place
-            os.open(os.devnull, os.O_RDWR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in this locale
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.outcome.seconds[name] = round(time.monotonic() - started, 3)
+
+    def preflight(self) -> None:
+        """Check all that can be checked before anything is changed."""
+        with self.step("preflight"):
+            if problems := [*self.local_problems()]:
+                raise DeployError(*problems)
+            checks = [self.check_git, self.check_convox]
+            if not self.settings.release:
+                checks += [self.docker.check, self.get_passwords]
+            self.unreachable = [*filter(None, self.shell.parallel(problem_of, checks))]
+            if self.unreachable and not self.settings.dry_run:
+                raise DeployError(*self.unreachable)
+            if self.unreachable:
+                echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
+            self.introduce()
+            self.log_in()
+
+    def local_problems(self) -> Iterator[str]:
+        """Yield what is wrong with settings, hooks and manifest."""
+        yield from self.settings.problems()
+        yield from rack_problems(self.settings.rack)
+        hooks = HOOKS[2:] if self.settings.release else HOOKS
+        self.hooks = [name for name in hooks if os.path.lexists(hook_path(name))]
+        for name in hooks:
+            yield from check_hook(name)
+        if self.settings.release and os.path.isfile(self.settings.file):
+            return  # without a manifest, this would not be the app's root
+        try:
+            self.load_manifest()
+        except DeployError as error:
+            yield from error.args
+        if "before_build" not in self.hooks:  # which may create what is missing
+            yield from self.build_problems()
+
+    def load_manifest(self) -> None:
+        self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
+        for service in self.manifest.services:
+            local = f"{self.settings.app}:deploy-{uuid.uuid4().hex[:8]}"
+            images.setdefault(service.build, Image(service.build, [], local)).services.append(
+                service
+            )
+        self.images = [*images.values()]
+
+    def build_problems(self) -> Iterator[str]:
+        """Yield what docker build would find out only after the builds before it."""
+        targets = {(service.repository, service.build) for service in self.manifest.services}
+        if self.settings.tag and len({repository for repository, _ in targets}) < len(targets):
+            yield "IMAGE_TAG would give different images in one repository the same tag. Unset it."
+        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.settings.docker_build_args))
+        for build in (image.build for image in self.images if "://" not in image.build.context):
+            dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
+            if not os.path.isdir(build.context):
+                yield f"Build context {build.context!r} is not a directory. Correct `build:`."
+            elif not dockerfile.is_file() and not names_file:
+                yield f"{dockerfile} not found. Create it, or name another one under `build:`."
+
+    def check_git(self) -> None:
+        try:
+            with advice({"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}):
+                self.commit = read_commit(self.shell)
+        except (CommandFailed, NotStarted):
+            if not self.settings.tag and not self.settings.release:
+                raise
+
+    def check_convox(self) -> None:
+        self.convox.read_help()
+        if self.settings.no_verify:
+            self.convox.ask("rack", *self.convox.rack)  # what every login may
+            return
+        with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
+            self.outcome.running_before = self.convox.read_app().release
+
+    def get_passwords(self) -> None:
+        for service in self.manifest.services if not self.settings.skip_ecr_login else []:
+            ecr = Ecr.of(self.shell, service.repository)
+            if ecr and ecr.registry not in {other.registry for other, _ in self.logins}:
+                self.logins.append((ecr, ecr.password()))
+
+    def log_in(self) -> None:
+        """Log docker in to one ECR after another. The build may need images from there."""
+        for ecr, password in self.logins:
+            self.docker.login(ecr, password)
+
+    def introduce(self) -> None:
+        """Say what is deployed where."""
+        file, before = self.settings.file, self.outcome.running_before
+        subject = self.commit.title.partition(" ")[2]
+        commit = self.commit.describe + (f' "{subject}"' if subject else "")
+        running = f" (running: {before})" if before else ""
+        words = [
+            "Deploying",
+            self.settings.app,
+            self.settings.release or commit,
+            "to",
+            self.rack.label,
+        ]
+        self.shell.say(" ".join(filter(None, words)) + running, bold=True)
+        others = [f", not {name}" for name in MANIFESTS if name != file and os.path.exists(name)]
+        self.shell.say(f"Manifest: {file}{''.join(others)}")
+
+    def hook(self, name: str) -> None:
+        """Run a hook as a step. Say so in one line if there is none."""
+        path = hook_path(name)
+        if name not in self.hooks and not os.path.lexists(path):
+            return echo(f"{header(name)}: skipped, no {path}", fg="cyan")
+        with self.step(name):
+            if not os.path.lexists(path):
+                raise DeployError(f"{path} has disappeared since the preflight checks. Restore it.")
+            if problems := [*check_hook(name)]:
+                raise DeployError(*problems)
+            variables = {**os.environ, **self.rack.variables, **self.hook_variables(name)}
+            self.shell.run(str(path), _in=0, _env=variables)
+
+    def hook_variables(self, name: str) -> dict[str, str]:
+        commit = self.commit
+        variables = {
+            "APP_NAME": self.settings.app,
+            "RACK_NAME": self.rack.name,
+            "GIT_HASH": commit.hash,
+            "GIT_BRANCH": commit.branch,
+            "GIT_DESCRIPTION": commit.title,
+        }
+        for image in self.images if name != "before_build" else []:
+            variables.setdefault("DOCKER_TAG", image.local)  # the first service's
+            for service in image.services:
+                suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
+                variables[f"DOCKER_TAG_{suffix}"] = image.local
+        if self.outcome.release:
+            variables["RELEASE_ID"] = self.outcome.release
+        return variables
+
+    def build(self) -> None:
+        with self.step("build"):
+            if Manifest.load(self.settings.file) != self.manifest:  # before_build has edited it
+                self.load_manifest()
+                self.get_passwords()
+                self.log_in()
+            if problems := [*self.build_problems()]:
+                raise DeployError(*problems)
+            for image in self.images:
+                self.docker.build(image)
+
+    def push(self) -> None:
+        with self.step("push"):
+            if Manifest.load(self.settings.file) != self.manifest:
+                raise DeployError(
+                    f"{self.settings.file} has changed. Edit it in deploy/before_build.sh."
+                )
+            describe = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
+            for image in self.images:
+                if not self.settings.dry_run:
+                    self.docker.inspect(image)
+                    names = ", ".join(service.name for service in image.services)
+                    self.shell.say(f"Image for {names}: {image.platform}")
+                parts = [describe, image.id.partition(":")[2][:12]]
+                image.tag = self.settings.tag or "-".join(filter(None, parts))
+            repositories = {service.repository for service in self.manifest.services}
+            self.shell.parallel(self.push_to, sorted(repositories))
+
+    def push_to(self, repository: str) -> None:
+        """Push the images of a repository, one after another: the first may have to create it."""
+        ecr = Ecr.of(self.shell, repository)
+        is_alone = {service.repository for service in self.manifest.services} == {repository}
+        for image in self.images:
+            names = [service.name for service in image.services if service.repository == repository]
+            if names:
+                reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
+                digest = self.docker.push(image.local, reference, ecr, label)
+                pushed = {"image": reference, "digest": digest, "platform": image.platform}
+                self.outcome.images.append({**pushed, "services": names})
+
+    def release(self) -> None:
+        """Build a release from the manifest alone: the rack pulls the images."""
+        with self.step("release"):
+            name, images = os.path.basename(self.settings.file), self.images
+            tags = {service.tag_offset: image.tag for image in images for service in image.services}
+            text = self.manifest.with_tags(tags)
+            if self.settings.dry_run:
+                before, after = self.manifest.text.splitlines(), text.splitlines()
+                diff = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
+                self.shell.say("\n".join(diff))
+            about = f"{self.commit.title or images[0].tag} {run_url()}".strip()
+            with directory_with(name, text) as directory:
+                release = self.convox.build(directory, name, about, self.commit.git_dir)
+            if release == self.outcome.running_before:
+                raise DeployError(f"`convox build` returned {release}, which is already running.")
+            self.outcome.release = release
+            if not self.settings.dry_run:
+                echo(f"Built release {release} (not live yet). To resume from here:")
+                echo(f"  {self.resume_command()}")
+
+    def promote(self) -> None:
+        with self.step("promote"):
+            release, settings = self.outcome.release, self.settings
+            if settings.dry_run:
+                return self.convox.promote(release)
+            if newer := self.convox.newer_release(release):
+                warn(
+                    f"{newer} is newer than {release}. Promoting {release} takes back what changed"
+                    " in between, such as environment variables."
+                )
+            self.outcome.promote_requested = True
+            self.convox.promote(release)
+            if not settings.no_verify:
+                self.convox.await_running(release)
+                self.outcome.running, self.outcome.verified = release, True
+
+    def resume_command(self) -> str:
+        """Return a command that promotes our release, from any directory."""
+        settings = self.settings
+        command = [
+            sys.executable, sys.argv[0], "--app", settings.app, *option("--rack", settings.rack),
+            *option("--file", settings.file if settings.file != default_manifest() else ""),
+            *(["--no-verify"] if settings.no_verify else []), "--release", self.outcome.release,
+        ]  # fmt: skip
+        return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
 
 
-# --- the command ----------------------------------------------------------------------
+def deploy(settings: Settings) -> None:
+    """The lifecycle. A step that fails raises DeployError, and nothing after it runs."""
+    run = Deploy(settings)
+    with reporting(run):
+        run.preflight()
+        if not settings.release:
+            run.hook("before_build")
+            run.build()
+            run.hook("after_build")
+            run.push()
+            run.release()
+        if not settings.no_promote:
+            run.hook("before_release")
+            run.promote()
 
 
-def setting(name: str, variable: str | list[str], help: str, **details: Any) -> Callable[[Any], Any]:
-    return click.option(name, envvar=variable, show_envvar=True, help=help, **details)
+def header(step: str) -> str:
+    return f"\n==> [{STEPS.index(step) + 1}/{len(STEPS)}] {step}"
 
 
-def minutes(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 60 * 24 * 365:
-            return float(text)
-    raise click.BadParameter(f"{text!r} is no number of minutes.")
+@contextmanager
+def directory_with(name: str, text: str) -> Iterator[str]:
+    """Yield a temporary directory that holds just one file."""
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="convox-deploy-")
+        Path(directory.name, name).write_bytes(text.encode())
+    except OSError as error:
+        raise DeployError(f"Cannot write a temporary file: {error.strerror}. Set TMPDIR.") from None
+    with directory:
+        yield directory.name
 
 
-def app_by_directory() -> str:
-    """Returns the name that the convox CLI itself would take: the directory's in lower case, with dots as dashes."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.basename(os.getcwd()).lower().replace(".", "-")
-    return ""  # the directory was removed
+def problem_of(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Stopped:
+        raise
+    except DeployError as error:
+        return str(error)
+    return ""
 
 
-def manifest_by_directory() -> str:
+# --- what came of it ------------------------------------------------------------------
+
+
+@contextmanager
+def reporting(run: Deploy) -> Iterator[None]:
+    """Turn whatever ends a deploy into a message, a result file and an exit code, and clean up."""
+    error: Optional[DeployError] = None
+    file = Path(run.settings.result)
+    has_file = run.settings.result and not run.settings.dry_run and not result_problem(file)
+    try:
+        prepare_streams()
+        run.shell.handle_signals()
+        yield
+        run.shell.raise_if_stopped()
+    except DeployError as caught:
+        error = caught
+    except OSError as caught:
+        error = DeployError(f"{caught.filename or 'Cannot write'}: {caught.strerror or caught}.")
+        error.exit_code = BROKEN_PIPE if isinstance(caught, BrokenPipeError) else FAILED
+    except Exception as caught:
+        error = unexpected(caught)
+    code, note = error.exit_code if error else 0, clean_up(run, error)
+    if run.unreachable or (run.current_step == "preflight" and code == FAILED):
+        code = NOT_STARTED
+    if has_file:
+        try:
+            write_result(file, result(run, error, code))
+        except (OSError, DeployError) as unwritten:
+            code, note = code or FAILED, f"The result was not written: {unwritten}\n{note}"
+    if code != BROKEN_PIPE:
+        with suppress(OSError):  # nobody reads it
+            tell(run, error, note)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python could not flush
+    sys.exit(code)
+
+
+def prepare_streams() -> None:
+    streams: list[Any] = [sys.stdin, sys.stdout, sys.stderr]
+    if None in streams:
+        raise DeployError("Standard input, output or error is closed. Use /dev/null instead.")
+    for stream in streams[1:]:  # let bytes through that are not UTF-8
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def unexpected(error: Exception) -> DeployError:
+    if env("DEPLOY_DEBUG"):
+        traceback.print_exc()
+    return DeployError(
+        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in"
+        f" convox_deploy.py {__version__}: please report it, with the output of DEPLOY_DEBUG=1."
+    )
+
+
+def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
+    """Remove our names from docker. After a promote that went wrong, return what is live."""
+    live, outcome = "", run.outcome
+    if error and outcome.promote_requested and run.shell.signals < 2:
+        with run.shell.last_words(LAST_WORDS_SECONDS):
+            live = what_is_live(run)
+    if "build" in outcome.seconds and not run.settings.dry_run:
+        names = {f"{s.repository}:{image.tag}" for image in run.images for s in image.services}
+        names -= {image["image"] for image in outcome.images}
+        with run.shell.last_words(GRACE_SECONDS):
+            run.docker.remove([*names, *(image.local for image in run.images)])
+    return live
+
+
+def what_is_live(run: Deploy) -> str:
+    app, outcome = run.settings.app, run.outcome
+    try:
+        release, status = run.convox.read_app()
+    except DeployError:
+        return f"{app} could not be asked what it is running."
+    if status != "running":
+        return f"{app} is {status} (release {release})."
+    outcome.running = release
+    return f"{app} is {'still' if release == outcome.running_before else 'now'} running {release}."
+
+
+def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
+    """Print what came of the deploy."""
+    settings, outcome, is_real = run.settings, run.outcome, not run.settings.dry_run
+    if is_real and run.current_step != "preflight":
+        for line in ["", *summary(outcome)]:
+            run.shell.say(line)
+    if error:
+        for line in run.shell.hidden:
+            echo(line, err=True)
+        count = f" ({len(error.args)} problems)" if error.args[1:] else ""
+        echo(f"\n{run.current_step} failed{count}:", err=True, fg="red", bold=True)
+        echo("\n".join(filter(None, [str(error), note, state(run, error)])), err=True)
+        return
+    if note:
+        echo(note, err=True, fg="red")
+    if not is_real:
+        echo("\nIMAGE_ID and RELEASE_ID are known once the image and the release are built.")
+        but = ", but a deploy would fail (see above)" if run.unreachable else ""
+        echo(f"Dry run: nothing was changed{but}.", bold=True)
+    elif settings.no_promote:
+        echo(f"\nBuilt release {outcome.release}, and did not promote it. To do so:", bold=True)
+        echo(f"  {run.resume_command()}")
+    elif settings.no_verify:
+        echo(f"\nPromoted {outcome.release}. Nobody checked what is running.", fg="yellow")
+    else:
+        echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
+        if outcome.running_before:
+            back = run.convox.promote_command(outcome.running_before)
+            run.shell.say(f"To roll back: {shlex.join(back)}")
+
+
+def summary(outcome: Outcome) -> Iterator[str]:
+    for step, seconds in {**outcome.seconds, "total": sum(outcome.seconds.values())}.items():
+        yield f"{step:<16}{seconds:8.1f} s"
+    for image in outcome.images:
+        yield f"image   {image['image']}"
+        if image["digest"]:
+            yield f"digest  {image['digest']}"
+
+
+def state(run: Deploy, error: DeployError) -> str:
+    """Return how a deploy that failed leaves the app."""
+    app, outcome = run.settings.app, run.outcome
+    was = f" {app} was running {outcome.running_before} when this deploy started."
+    was = was if outcome.running_before else ""
+    if run.settings.dry_run or run.current_step == "preflight":
+        return "Nothing was changed."
+    if outcome.promote_requested:
+        return (
+            f"The promote of {outcome.release} was requested and may still be in progress.\n"
+            f"  Check:  convox apps info --app {app}\n"
+            f"  Cancel: convox apps cancel --app {app}\n"
+            f"  Retry:  {run.resume_command()}"
+        )
+    if outcome.release:
+        resume = (
+            f"Release {outcome.release} is built. To resume from here:\n  {run.resume_command()}"
+        )
+        return f"Nothing was promoted.{was} {resume}"
+    if run.current_step == "release" and error.exit_code != FAILED:
+        return (
+            f"Nothing was promoted.{was} The build may still be running on the rack (check `convox"
+            f" builds --app {app}`). Its release does not go live unless someone promotes it."
+        )
+    return f"Nothing was released or promoted.{was}"
+
+
+def result(run: Deploy, error: Optional[DeployError], code: int) -> dict[str, Any]:
+    """Return the content of the result file. docs/reference.md describes it."""
+    return {
+        "tool": "convox-deploy",
+        "status": "failed" if error else "succeeded",
+        "exit_status": code,
+        "app": run.settings.app,
+        **asdict(run.outcome),
+        "failed_step": run.current_step if error else "",
+        "error": SECRETS.hide(str(error or "")),
+    }
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+def default_app() -> str:
+    """Return the name that the convox CLI would use: the local setting, or the directory's name."""
+    with suppress(OSError):
+        return local_setting("app") or Path.cwd().name.lower().replace(".", "-")
+    return ""  # the directory does not exist any more
+
+
+def default_manifest() -> str:
     return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@setting("--app", "APP_NAME", "The app.  [default: the directory's name]", default=app_by_directory)
-@setting("--rack", ["CONVOX_RACK", "RACK_NAME"], "The rack.  [default: the convox CLI's choice]")
+def minutes(text: Any) -> float:
+    """Read a timeout: 30, 30m, 90s or 1.5h."""
+    if match := re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", str(text)):
+        return float(match[1]) * {"s": 1 / 60, "h": 60}.get(match[2], 1)
+    raise click.BadParameter(f"{text!r} is not a number of minutes, such as 30, 90s or 1h.")
+
+
+class Command(click.Command):
+    """Removes an earlier result even if the command line cannot be parsed, and explains `--`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        words = args[: [*args, "--"].index("--")]
+        if not {"-h", "--help", "--version", "--dry-run"} & {*words}:
+            result = click.Option(["--result"], envvar="DEPLOY_RESULT")
+            lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
+            only = click.Command(
+                "", params=[result], add_help_option=False, context_settings=lenient
+            )
+            remove_result(Path(only.make_context("", words).params["result"] or ""))
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            message = f"{error.format_message()} Put docker build options after `--`."
+            raise click.UsageError(message, context) from None
+
+
+def not_empty(_context: Any, _parameter: Any, value: Any) -> Any:
+    if value == "":
+        raise click.BadParameter("it is empty.")
+    return value or ""
+
+
+def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[Any], Any]:
+    return click.option(name, envvar=variable, show_envvar=True, help=about, **details)
+
+
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@setting(
+    "--app",
+    "APP_NAME",
+    "Name of the Convox app.  [default: the directory name]",
+    default=default_app,
+)
+@setting(
+    "--rack",
+    ["CONVOX_RACK", "RACK_NAME"],
+    "Name of the rack.  [default: the convox CLI's]",
+    callback=not_empty,
+)
 @setting(
     "--file",
     "DOCKER_COMPOSE",
-    "The manifest.  [default: convox.yml if there is one, else docker-compose.yml]",
-    default=manifest_by_directory,
+    "The manifest.  [default: convox.yml or docker-compose.yml]",
+    default=default_manifest,
+    callback=not_empty,
 )
-@setting("--tag", "IMAGE_TAG", "The image's tag.  [default: made from the commit and the image's id]")
-@setting("--skip-ecr-login", "SKIP_ECR_AUTH", "Take docker as logged in to ECR.", is_flag=True)
+@setting(
+    "--tag", "IMAGE_TAG", "Image tag.  [default: <git describe>-<image id>]", callback=not_empty
+)
+@setting("--skip-ecr-login", "SKIP_ECR_AUTH", "Use docker's existing login to ECR.", is_flag=True)
 @setting(
     "--timeout",
     "DEPLOY_TIMEOUT",
-    "Minutes for each step, 0 for no limit.",
+    "Timeout for each step, in minutes; 0 means no limit.",
     type=minutes,
     default=60,
     show_default=True,
 )
-@setting("--result", "DEPLOY_RESULT", "A JSON file to write the outcome to.  [default: none]")
-@setting("--quiet", "DEPLOY_QUIET", "Show headers and errors, and what a command said only if it fails.", is_flag=True)
-@click.option("--dry-run", is_flag=True, help="Show each command and the manifest's changes, and change nothing.")
-@click.option("--no-promote", is_flag=True, help="Stop once the release is built.")
-@click.option("--release", metavar="R...", help="Go on from a release that is built.")
+@setting("--result", "DEPLOY_RESULT", "Write the result to this JSON file.", callback=not_empty)
+@setting("--quiet", "DEPLOY_QUIET", "Show the output of a step only if it fails.", is_flag=True)
+@setting(
+    "--no-verify",
+    "DEPLOY_NO_VERIFY",
+    "Do not check what is running, for deploy keys.",
+    is_flag=True,
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show the commands and the manifest's diff, and change nothing."
+)
+@click.option("--no-promote", is_flag=True, help="Build the release but do not promote it.")
+@click.option(
+    "--release",
+    metavar="R...",
+    help="Resume from a release that is already built.",
+    callback=not_empty,
+)
 @click.version_option(__version__)
-@click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]")
+@click.argument(
+    "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"
+)
 def main(**options: Any) -> None:
-    """Build an app's image here, push it to ECR, and have Convox release and promote it.
+    """Build an app's images locally, push them to ECR, and release them on Convox.
 
-    CONVOX_HOST and CONVOX_PASSWORD in the environment choose the rack; without them the convox
-    CLI's own login does. What follows -- goes to docker build.
+    Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
+    used. Arguments after -- are passed to docker build.
     """
-    deploy = Deploy(Settings(**options))
-    with deploy.running():
-        deploy.preflight()
-        if not deploy.settings.release:
-            deploy.before_build()
-            deploy.build()
-            deploy.after_build()
-            deploy.push()
-            deploy.release()
-        if not deploy.settings.no_promote:
-            deploy.before_release()
-            deploy.promote()
+    deploy(Settings(**options))
 
 
 if __name__ == "__main__":

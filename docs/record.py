@@ -79,7 +79,9 @@ def prefer_debians_docker(env: dict[str, str]) -> None:
 def output_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
     """Deploys the app on a terminal, and returns all that was written there. Ends the script if the deploy fails."""
     env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "BUILD_URL")}
-    env.update(APP_NAME="hello", TERM="xterm-256color", TMPDIR="/tmp")  # the path of a temporary file is shown
+    env.update(
+        APP_NAME="hello", TERM="xterm-256color", TMPDIR="/tmp"
+    )  # the path of a temporary file is shown
     # pexpect itself would look for ./convox_deploy.py here instead of in the app: env does not.
     how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
     output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
@@ -94,7 +96,10 @@ def screen_lines(output: bytes) -> list[Text]:
     screen = pyte.Screen(COLUMNS, LINES)
     pyte.ByteStream(screen).feed(COMMAND.encode() + b"\r\n" + output)
     last = max(number for number, line in enumerate(screen.display) if line.strip())
-    return [screen_line([screen.buffer[number][column] for column in range(COLUMNS)]) for number in range(last + 1)]
+    return [
+        screen_line([screen.buffer[number][column] for column in range(COLUMNS)])
+        for number in range(last + 1)
+    ]
 
 
 def screen_line(cells: list[pyte.screens.Char]) -> Text:

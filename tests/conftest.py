@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -25,13 +26,17 @@ TOOL = ROOT / "convox_deploy.py"
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "sandbox")]
 
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
-COMPOSE = f"version: '2'\nservices:\n  web:\n    image: {ECR}/shop:TAG\n  redis:\n    image: redis:7\n"
+COMPOSE = (
+    f"version: '2'\nservices:\n  web:\n    image: {ECR}/shop:TAG\n  redis:\n    image: redis:7\n"
+)
 STANDIN = ROOT / "tests" / "standin"
 REAL_GIT = shutil.which("git") or "git"
 IMAGE_ID = "sha256:" + "3cbf733dcc19" * 5 + "abcd"
 DIGEST = "sha256:" + "d" * 64
 WITH_CONSTANTS = """
-import sys, convox_deploy
+import sys
+sys.path[0] = {directory!r}
+import convox_deploy
 sys.argv[0] = {tool!r}
 vars(convox_deploy).update({constants!r})
 convox_deploy.main()
@@ -75,7 +80,9 @@ class Call:
     def upload(self) -> dict[str, str]:
         """The files that `convox build` was given, by name."""
         directory = self.home / f"upload.{self.pid}"
-        return {path.name: path.read_bytes().decode() for path in directory.iterdir() if path.is_file()}
+        return {
+            path.name: path.read_bytes().decode() for path in directory.iterdir() if path.is_file()
+        }
 
 
 class World:
@@ -87,10 +94,12 @@ class World:
             directory.mkdir()
         for program in ("docker", "aws", "convox", "git"):
             (self.bin / program).symlink_to(STANDIN)
-        (self.bin / "python3").symlink_to(sys.executable)
         (self.bin / "sleep").symlink_to(shutil.which("sleep") or "sleep")
         self.pipes = {name: Announcements(home / name) for name in ("hanging", "termed")}
         (home / "running").write_text("ROLDRELEASE\n")
+        (home / "releases.json").write_text(
+            '[{"id": "RNEWRELEASE", "description": "Sell more", "env": "KEY=value"}]'
+        )
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, dict[str, Any]] = {}
@@ -131,12 +140,14 @@ class World:
         """Make the app a git repository with one commit, and return the commit's short hash."""
         git = [REAL_GIT, "-c", "user.name=test", "-c", "user.email=test@localhost"]
         for words in (
-            ["init", "--quiet", "--initial-branch=main"],
+            ["init", "--quiet", "--initial-branch=main", "--template="],
             ["add", "."],
             ["commit", "--quiet", "--message", message],
         ):
             subprocess.run([*git, *words], cwd=self.app, check=True)
-        done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], cwd=self.app, check=True, capture_output=True)
+        done = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], cwd=self.app, check=True, capture_output=True
+        )
         return done.stdout.decode().strip()
 
     def ready_standins(self) -> None:
@@ -145,18 +156,29 @@ class World:
         (self.home / "rules").write_text("".join(f"{start}\n" for start in self.rules))
         (self.home / "calls").touch()
 
-    def start(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any
+    ) -> subprocess.Popen[str]:
         """Start a deploy, or the `program` given, with our Python or the one given. A variable that is None is unset."""
-        program, python = how.pop("program", [TOOL]), how.pop("python", sys.executable)
-        if self.constants:
-            program = ["-c", WITH_CONSTANTS.format(tool=str(TOOL), constants=self.constants)]
+        program, python = how.pop("program", []), how.pop("python", sys.executable)
+        if not program:
+            program = [
+                "-c",
+                WITH_CONSTANTS.format(
+                    tool=str(TOOL), directory=str(ROOT), constants=self.constants
+                ),
+            ]
         self.ready_standins()
-        environment = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
+        environment = {
+            name: value for name, value in {**self.env, **(env or {})}.items() if value is not None
+        }
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)
-        return subprocess.Popen([python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how})
+        return subprocess.Popen(
+            [python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how}
+        )
 
-    def deploy(self, *args: str, env: dict[str, str | None] | None = None, **how: Any) -> Ran:
+    def deploy(self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any) -> Ran:
         """Deploy, and return how that ended."""
         return ended(self.start(*args, env=env, **how))
 
@@ -169,7 +191,9 @@ class World:
 
     @property
     def calls(self) -> list[Call]:
-        records = (self.home / "calls").read_bytes().decode(errors="surrogateescape").split("\x1e")[:-1]
+        records = (
+            (self.home / "calls").read_bytes().decode(errors="surrogateescape").split("\x1e")[:-1]
+        )
         fields = [record.split("\x1f") for record in records]
         return [Call(pid, cwd, stdin, argv, self.home) for pid, cwd, stdin, *argv in fields]
 
@@ -260,6 +284,9 @@ def world(tmp_path: Path, answers: Path) -> Iterator[World]:
     yield made
     for pipe in made.pipes.values():
         pipe.close()
+    if (tmp_path / "daemon").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "daemon").read_text()), signal.SIGKILL)
     if (tmp_path / "child").exists() and is_alive(pid := int((tmp_path / "child").read_text())):
         os.kill(pid, signal.SIGKILL)
         pytest.fail("a child of a command outlived the deploy")
@@ -303,7 +330,9 @@ def new_app(sandbox: Any, tmp_path: Path) -> Callable[[str], Path]:
         app = tmp_path / name
         shutil.copytree(ROOT / "examples" / "sandbox" / "app", app)
         manifest = app / "docker-compose.yml"
-        manifest.write_text(manifest.read_text().replace(f"{ECR}/hello", f"{sandbox.registry_host}/{name}"))
+        manifest.write_text(
+            manifest.read_text().replace(f"{ECR}/hello", f"{sandbox.registry_host}/{name}")
+        )
         sandbox.check("convox", "apps", "create", name)
         return app
 

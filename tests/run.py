@@ -18,8 +18,12 @@ from bootstrap import ROOT, use_environment  # noqa: E402
 
 if __name__ == "__main__":
     use_environment(HERE / "requirements.txt")
-    is_selection = any(word.startswith("-k") or os.path.exists(word.partition("::")[0]) for word in sys.argv[1:])
-    workers = (os.cpu_count() or 1) + 1  # one of them is busy with the sandbox, and mostly waits
+    is_selection = any(
+        word.startswith("-k") or os.path.exists(word.partition("::")[0]) for word in sys.argv[1:]
+    )
+    workers = (
+        2 * (os.cpu_count() or 1) + 1
+    )  # many tests wait, and one worker is busy with the sandbox
     parallel = [] if is_selection else [f"--numprocesses={workers}", "--dist=loadscope"]
     command = [sys.executable, "-m", "pytest", *parallel, *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)

@@ -26,8 +26,9 @@ def calls_of(start: str) -> int:
 
 
 def is_turn(start: str, rule: Rule) -> bool:
-    """Return True if the rule is for this call: for every call, or for the one with its number, counted from 1."""
-    return rule.get("number") in (None, calls_of(start))
+    """Return True if the rule is for this call: every one, that of a number, or all from a number."""
+    calls = calls_of(start)
+    return bool(rule.get("number", calls) == calls and rule.get("since", 0) <= calls)
 
 
 def await_other(what: str, has_happened: Callable[[], bool]) -> None:
@@ -63,6 +64,10 @@ def disturb(rule: Rule) -> None:
 
 
 def print_first(rule: Rule) -> None:
+    if "lock" in rule:
+        (HOME / rule["lock"]).touch(exist_ok=False)
+        time.sleep(0.2)  # long enough for another call to find the lock
+        (HOME / rule["lock"]).unlink()
     if "environment" in rule:
         text = "".join(f"{name}={value}\n" for name, value in os.environ.items())
         print(text)
@@ -71,6 +76,12 @@ def print_first(rule: Rule) -> None:
         await_other(rule["once"], lambda: bool(calls_of(rule["once"])))
     if "once_one_hangs" in rule:
         await_other("a command that hangs", (HOME / "hanging.noted").exists)
+    if "pause" in rule:
+        time.sleep(rule["pause"])
+    for _ in range(rule.get("ticks", 0)):
+        print("a sign of its own", file=sys.stderr, flush=True)
+        time.sleep(0.1)
+    sys.stderr.buffer.write(bytes(rule.get("bytes", [])))
     for stream, text in ((sys.stdout, rule.get("out", "")), (sys.stderr, rule.get("err", ""))):
         stream.buffer.write(text.encode("utf-8", "surrogatepass"))
         stream.flush()
@@ -82,7 +93,9 @@ def leave_behind(rule: Rule) -> None:
     if rule.get("child"):
         (HOME / "child").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
     if rule.get("daemon"):
-        (HOME / "daemon").write_text(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
+        writer = ["/bin/sh", "-c", "while :; do echo more >&2; sleep 0.01; done"]
+        program = writer if rule["daemon"] == "keeps writing" else ["sleep", "600"]
+        (HOME / "daemon").write_text(str(subprocess.Popen(program, start_new_session=True).pid))
 
 
 def answer_as_usual(how: object) -> None:
@@ -99,5 +112,6 @@ if __name__ == "__main__":
         rules = json.loads((HOME / "rules.json").read_text())
         for start, rule in rules.items():
             if COMMAND.startswith(start) and is_turn(start, rule):
-                disturb(rule)
+                turns = rule.get("sequence", [{}])
+                disturb({**rule, **turns[min(calls_of(start), len(turns)) - 1]})
     os.execve(STANDIN, [STANDIN, *WORDS], {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": ""})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ECR
 
-from convox_deploy import Build, DeployError, Manifest, read_manifest
+from convox_deploy import Build, DeployError, Manifest
 
 IMAGE = f"{ECR}/shop:TAG"
 
@@ -15,7 +15,7 @@ IMAGE = f"{ECR}/shop:TAG"
 def read(tmp_path: Path, text: str | bytes, name: str = "docker-compose.yml") -> Manifest:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_manifest(str(path))
+    return Manifest.load(str(path))
 
 
 def tagged(manifest: Manifest, tag: str = "1a2b3c") -> str:
@@ -54,7 +54,9 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_only_the_tag_of_the_image_changes(tmp_path: Path, shape: str) -> None:
     manifest = read(tmp_path, SHAPES[shape].format(image=IMAGE))
-    assert [(service.name, service.repository) for service in manifest.services] == [("web", f"{ECR}/shop")]
+    assert [(service.name, service.repository) for service in manifest.services] == [
+        ("web", f"{ECR}/shop")
+    ]
     assert tagged(manifest) == SHAPES[shape].format(image=f"{ECR}/shop:1a2b3c")
 
 
@@ -65,19 +67,10 @@ def test_a_service_gets_its_image_through_a_merge_key(tmp_path: Path) -> None:
     assert tagged(manifest) == text.replace("TAG", "1a2b3c")
 
 
-def test_own_keys_win_over_merged_ones_and_earlier_merges_over_later_ones(tmp_path: Path) -> None:
-    manifest = read(
-        tmp_path,
-        f"""
-x-one: &one {{image: {ECR}/one:TAG, build: {{target: one}}}}
-x-two: &two {{image: {ECR}/two:TAG, build: {{target: two}}}}
-services:
-  first: {{<<: [*one, *two]}}
-  own: {{<<: *two, image: {ECR}/own:TAG}}
-""",
-    )
-    repositories_and_targets = [(s.repository, s.build.target) for s in manifest.services]
-    assert repositories_and_targets == [(f"{ECR}/one", "one"), (f"{ECR}/own", "two")]
+def test_own_keys_win_over_merged_ones(tmp_path: Path) -> None:
+    text = f"x-base: &base {{image: {ECR}/base:TAG, build: {{target: base}}}}\n"
+    manifest = read(tmp_path, text + f"services:\n  own: {{<<: *base, image: {ECR}/own:TAG}}\n")
+    assert [(s.repository, s.build.target) for s in manifest.services] == [(f"{ECR}/own", "base")]
 
 
 def test_services_that_share_an_image_by_alias_are_edited_once(tmp_path: Path) -> None:
@@ -88,9 +81,7 @@ def test_services_that_share_an_image_by_alias_are_edited_once(tmp_path: Path) -
 
 
 def test_images_that_are_not_ours_stay(tmp_path: Path) -> None:
-    text = (
-        f"web:\n  image: {IMAGE}\nredis:\n  image: redis\ndb:\n  image: 'postgres:16'\nold:\n  image: {ECR}/x:TAGGED\n"
-    )
+    text = f"web:\n  image: {IMAGE}\nredis:\n  image: redis\ndb:\n  image: 'postgres:16'\nold:\n  image: {ECR}/x:TAGGED\n"
     manifest = read(tmp_path, text)
     assert tagged(manifest) == text.replace(IMAGE, f"{ECR}/shop:1a2b3c")
 
@@ -104,10 +95,13 @@ BUILDS = {
     "build: {context: app}": Build("app"),
     "build: {context: app, dockerfile: D.prod, target: run}": Build("app", "D.prod", (), "run"),
     "build: {path: app, manifest: D.prod}": Build("app", "D.prod"),
-    "build: {context: ., args: {A: 1, B: 'two words', C: }}": Build(".", None, ("A=1", "B=two words", "C")),
-    "build: {context: ., args: [A=1, B]}": Build(".", None, ("A=1", "B")),
-    "build: {context: ., args: {YES: yes, VERSION: 1.10, OCTAL: 010}}": Build(
-        ".", None, ("YES=yes", "VERSION=1.10", "OCTAL=010")
+    "build: {context: ., args: {A: 1, B: 'two words', C: }}": Build(
+        ".", "", ("A=1", "B=two words", "C")
+    ),
+    "build: {context: ., args: [A=1, B]}": Build(".", "", ("A=1", "B")),
+    "build: {context: ., args: A=1}": Build(".", "", ("A=1",)),
+    "build: {context: ., args: {YES: yes, VERSION: 1.10, OCTAL: 010, DAY: 2026-11-24}}": Build(
+        ".", "", ("YES=yes", "VERSION=1.10", "OCTAL=010", "DAY=2026-11-24")
     ),
     "build: .\n    dockerfile: D.prod": Build(".", "D.prod"),
     "build: https://example.com/app.git#main": Build("https://example.com/app.git#main"),
@@ -120,52 +114,99 @@ def test_a_build_is_read_as_written(tmp_path: Path, written: str) -> None:
     assert service.build == BUILDS[written]
 
 
-def test_a_dockerfile_is_relative_to_its_context() -> None:
-    assert Build("worker", "Dockerfile.prod").file == "worker/Dockerfile.prod"
-    assert Build("https://example.com/app.git", "Dockerfile.prod").file == "Dockerfile.prod"
-    assert Build("worker").file is None
-
-
 def service(text: str) -> str:
     return f"services:\n  web:\n    {text}\n"
 
 
 PROBLEMS = {
-    "just a text": "MANIFEST has no services in it. Is it a docker-compose.yml or a convox.yml?",
-    "[a, list]": "MANIFEST has no services in it. Is it a docker-compose.yml or a convox.yml?",
-    "a: b: c": "MANIFEST is not valid YAML, line 1: mapping values are not allowed here.",
-    "a: 'b": "MANIFEST is not valid YAML, line 1: found unexpected end of stream.",
-    "a: *nobody": "MANIFEST is not valid YAML, line 1: found undefined alias 'nobody'.",
-    "a: \x00": "MANIFEST is not valid YAML: unacceptable character #x0000: special characters are not allowed.",
-    "services: &s\n  <<: *s": "MANIFEST is nested too deeply, or a merge key in it leads back to itself.",
+    "a: b: c": "MANIFEST: line 1: not valid YAML: mapping values are not allowed here",
+    "a: 'b": "MANIFEST: line 1: not valid YAML: found unexpected end of stream",
+    "a: *nobody": "MANIFEST: line 1: not valid YAML: found undefined alias 'nobody'",
     service("image: redis:7 # :TAG"): (
-        "MANIFEST has no image that ends in :TAG, so there is nothing to build."
-        " Write image: <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+        "MANIFEST: no image ends in :TAG. Set, for example, image:"
+        " <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
     ),
-}  # fmt: skip
+    service(f"image: {ECR}/shop:$TAG"): (
+        f"MANIFEST: service web: only a literal :TAG is replaced. Set image: {ECR}/shop:TAG"
+    ),
+    service(f"image: {ECR}/shop:${{TAG:-latest}}"): (
+        f"MANIFEST: service web: only a literal :TAG is replaced. Set image: {ECR}/shop:TAG"
+    ),
+}
 
 
 @pytest.mark.parametrize("text", PROBLEMS)
-def test_other_writings_of_a_mistake_get_its_message_too(tmp_path: Path, text: str) -> None:
+def test_other_ways_to_make_a_mistake_get_its_message_too(tmp_path: Path, text: str) -> None:
     """The messages themselves are in messages.txt."""
     assert problem_of(tmp_path, text) == PROBLEMS[text]
 
 
+@pytest.mark.parametrize(
+    "text", ["a: \x00", "services: &s\n  - *s", "services: &s\n  <<: *s\n  web: *s", "? [a]\n: b"]
+)
+def test_odd_yaml_gets_a_message(tmp_path: Path, text: str) -> None:
+    assert problem_of(tmp_path, text).startswith("MANIFEST: ")
+
+
+@pytest.mark.parametrize("tag", ["tagged", "tag-1.2", "TAG-1", "stag", "TAGS"])
+def test_a_tag_that_only_begins_like_ours_is_a_third_partys(tmp_path: Path, tag: str) -> None:
+    text = f"web:\n  image: {IMAGE}\ndb:\n  image: r.io/db:{tag}\n"
+    assert [service.name for service in read(tmp_path, text).services] == ["web"]
+
+
+def test_an_init_container_gets_the_same_tag(tmp_path: Path) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer:\n      image: {IMAGE}\n      command: migrate\n"
+    manifest = read(tmp_path, text, "convox.yml")
+    assert tagged(manifest) == text.replace("TAG", "1a2b3c")
+    assert len({service.build for service in manifest.services}) == 1
+
+
+def test_an_init_container_of_a_third_party_stays(tmp_path: Path) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer:\n      image: busybox:1.36\n"
+    assert tagged(read(tmp_path, text, "convox.yml")) == text.replace("TAG", "1a2b3c")
+
+
+def test_tags_of_other_racks_and_composes_are_no_mistake(tmp_path: Path) -> None:
+    text = (
+        f"services:\n  web:\n    image: {IMAGE}\n    ports: !reset []\n    volumes: !override [x]\n"
+    )
+    assert tagged(read(tmp_path, text)) == text.replace("TAG", "1a2b3c")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_wrong"),
+    [("convox.yml", True), ("convox.dev.yml", True), ("docker-compose.yml", False)],
+)
+def test_a_service_of_convox_yml_without_image_and_build_would_be_built_on_the_cluster(
+    tmp_path: Path, name: str, is_wrong: bool
+) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n  worker:\n    command: work\n  clock:\n"
+    try:
+        read(tmp_path, text, name)
+        assert not is_wrong
+    except DeployError as error:
+        assert is_wrong
+        assert [str(arg).split(": ")[1] for arg in error.args] == [
+            "service worker",
+            "service clock",
+        ]
+
+
 def test_a_character_beyond_unicode_is_a_mistake_too(tmp_path: Path) -> None:
-    assert problem_of(tmp_path, 'services: "\\UFFFFFFFF"').startswith("MANIFEST ")
+    assert problem_of(tmp_path, 'services: "\\UFFFFFFFF"').startswith("MANIFEST: ")
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n  b2: {x: 1, x: 2}\n")
-    assert [line.split(":")[0] for line in problem.splitlines()] == [
-        "MANIFEST line 6",
-        "MANIFEST service a",
-        "MANIFEST service b",
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    problem = problem_of(
+        tmp_path, "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n  b2: {x: 1, x: 2}\n"
+    )
+    assert [line.split(": ")[1] for line in problem.splitlines()] == [
+        "line 6",
+        "service a",
+        "service b",
     ]
 
 
-def test_aliases_to_aliases_do_not_explode(tmp_path: Path) -> None:
-    lines = [f"x0: &x0 {{image: {IMAGE}}}"]
-    lines += [f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 9)}]}}" for n in range(1, 40)]
-    manifest = read(tmp_path, "\n".join([*lines, "services:", "  web:", "    <<: *x39"]))
-    assert [service.name for service in manifest.services] == ["web"]
+def test_keys_that_override_merged_ones_are_no_duplicates(tmp_path: Path) -> None:
+    text = f"x: {{y: &b2 {{<<: &b1 {{image: 'a:1', z: 1}}, image: {IMAGE}}}}}\nservices:\n  web: {{<<: *b2, z: 2}}\n"
+    assert [service.name for service in read(tmp_path, text).services] == ["web"]

@@ -12,20 +12,26 @@ from conftest import ECR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convox_deploy import DeployError, read_manifest
+from convox_deploy import DeployError, Manifest
 
 IMAGE = f"{ECR}/shop:TAG"
-words = st.sampled_from(["image", "build", "services", "TAG", IMAGE, "redis:7", "x:TAG", "<<", "args", "context", ""])
+words = st.sampled_from(
+    ["image", "build", "services", "TAG", IMAGE, "redis:7", "x:TAG", "<<", "args", "context", ""]
+)
 scalars = st.one_of(words, st.text(max_size=12), st.integers(), st.booleans(), st.none())
 documents = st.recursive(
     scalars,
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.one_of(words, st.text(max_size=5)), inner)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.one_of(words, st.text(max_size=5)), inner)
+    ),
     max_leaves=25,
 )
 services = st.dictionaries(
     st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8),
     st.one_of(
-        st.fixed_dictionaries({"image": st.just(IMAGE)}, optional={"environment": documents, "command": scalars}),
+        st.fixed_dictionaries(
+            {"image": st.just(IMAGE)}, optional={"environment": documents, "command": scalars}
+        ),
         st.fixed_dictionaries({"image": st.just("redis:7")}, optional={"labels": documents}),
     ),
     min_size=1,
@@ -36,10 +42,15 @@ services = st.dictionaries(
 def read(data: bytes) -> Any:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
-        return read_manifest(file.name)
+        return Manifest.load(file.name)
 
 
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(lambda text: text.encode(errors="replace")),
+    )
+)
 def test_no_bytes_make_anything_but_a_message(data: bytes) -> None:
     with contextlib.suppress(DeployError):
         read(data)
@@ -48,7 +59,11 @@ def test_no_bytes_make_anything_but_a_message(data: bytes) -> None:
 @given(documents, st.booleans())
 def test_no_yaml_makes_anything_but_a_message(document: Any, flow: bool) -> None:
     with contextlib.suppress(DeployError):
-        read(yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).encode(errors="replace"))
+        read(
+            yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).encode(
+                errors="replace"
+            )
+        )
 
 
 @given(st.lists(st.sampled_from(["- ", "  ", "\n", "a: ", "&x ", "*x", "<<: ", "{", "}", "[", "]", IMAGE, "image: ", "|", ">", "'", '"', "\t", "\r\n", "services:\n", "? ", "#", "--- ", "!!str ", "%"]), max_size=30))  # fmt: skip
@@ -64,7 +79,9 @@ def test_a_rewritten_manifest_differs_in_image_values_only(
 ) -> None:
     ours = {name for name, service in content.items() if service["image"] == IMAGE}
     document = {"services": content} if under_services or "services" in content else content
-    text = yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).replace("\n", line_end)
+    text = yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).replace(
+        "\n", line_end
+    )
     try:
         manifest = read(text.encode())
     except DeployError as error:

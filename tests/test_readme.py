@@ -44,15 +44,16 @@ def in_code(cell: str) -> list[str]:
 def typed(world: World) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs what a user would type in the app's directory, where the tool has been copied to."""
     shutil.copy(TOOL, world.app)
-    (world.bin / "python3").unlink()
     (world.bin / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     (world.bin / "python3").chmod(0o755)
     world.ready_standins()
 
     def run(line: str, **env: str) -> subprocess.CompletedProcess[str]:
         shell = ["/bin/sh", "-xec", line]
-        env = {**world.env, **env}
-        return subprocess.run(shell, cwd=world.app, env=env, capture_output=True, text=True, check=False)
+        env = {**world.env, "PATH": f"{world.bin}:{os.environ['PATH']}", **env}
+        return subprocess.run(
+            shell, cwd=world.app, env=env, capture_output=True, text=True, check=False
+        )
 
     return run
 
@@ -62,7 +63,9 @@ RUN_HERE = {"examples/sandbox/demo.py", "tests/run.py"}  # by .ci/run, which run
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL_LINES if line not in RUN_HERE])
-def test_a_command_runs(world: World, typed: Callable[..., subprocess.CompletedProcess[str]], line: str) -> None:
+def test_a_command_runs(
+    world: World, typed: Callable[..., subprocess.CompletedProcess[str]], line: str
+) -> None:
     if line.startswith("convox "):
         env = {
             **world.env,
@@ -85,8 +88,10 @@ def test_the_commands_that_ci_runs_are_there() -> None:
 
 
 def as_in_the_readme(text: str, commit: str) -> str:
-    text = re.sub(r"/\S*/convox-deploy-\w{8}/", "/tmp/convox-deploy-.../", text.replace(commit, "5c55d44"))
-    return re.sub(r"shop:web-[0-9a-f]{8}", "shop:web-...", text)
+    text = re.sub(
+        r"/\S*/convox-deploy-\w{8}", "/tmp/convox-deploy-...", text.replace(commit, "5c55d44")
+    )
+    return re.sub(r"shop:deploy-[0-9a-f]{8}", "shop:deploy-...", text)
 
 
 def test_the_plan_is_what_a_dry_run_prints(world: World) -> None:
@@ -98,7 +103,9 @@ def test_the_plan_is_what_a_dry_run_prints(world: World) -> None:
 
 
 def test_the_failure_is_what_a_failure_prints(world: World) -> None:
-    world.write("docker-compose.yml", COMPOSE.replace(".dkr.ecr.us-east-1.amazonaws.com", ".example.com"))
+    world.write(
+        "docker-compose.yml", COMPOSE.replace(".dkr.ecr.us-east-1.amazonaws.com", ".example.com")
+    )
     world.write("deploy/before_build.sh", "#!/bin/sh\n")
     world.rules["convox api get"] = {"status": 1, "err": "ERROR: no such app: shop\n"}
     assert "$ ./convox_deploy.py\n" + world.deploy().text == blocks("console")[1]
@@ -127,7 +134,9 @@ def test_the_settings_are_those_of_the_command() -> None:
     for parameter in convox_deploy.main.params:
         if isinstance(parameter, click.Option) and parameter.name != "version":
             variables = parameter.envvar or []
-            actual[parameter.opts[0]] = [variables] if isinstance(variables, str) else list(variables)
+            actual[parameter.opts[0]] = (
+                [variables] if isinstance(variables, str) else list(variables)
+            )
     assert {name: variables for name, variables in documented.items() if name != "--"} == actual
 
 
@@ -147,18 +156,24 @@ def test_the_hooks_get_the_variables_of_the_table(world: World) -> None:
 def test_the_steps_are_those_of_the_lifecycle() -> None:
     assert [row[1] for row in table_under("## What a deploy does")] == list(convox_deploy.STEPS)
     [diagram] = blocks("mermaid")
-    for number, step in enumerate(convox_deploy.STEPS):
+    for number, step in enumerate(convox_deploy.STEPS, 1):
         assert f"{number} {step}" in diagram
 
 
-def test_the_manifest_of_the_readme_and_those_of_the_examples_can_be_deployed(tmp_path: Path) -> None:
+def test_the_manifest_of_the_readme_and_those_of_the_examples_can_be_deployed(
+    tmp_path: Path,
+) -> None:
     for number, text in enumerate(blocks("yaml")):
         (tmp_path / f"{number}.yml").write_text(text)
-    found = [*tmp_path.glob("*.yml"), *ROOT.glob("examples/*.yml"), *ROOT.glob("examples/moving/*.yml")]
+    found = [
+        *tmp_path.glob("*.yml"),
+        *ROOT.glob("examples/*.yml"),
+        *ROOT.glob("examples/moving/*.yml"),
+    ]
     assert len(found) == 6
     for path in found:
         assert yaml.safe_load(path.read_text())
-        assert convox_deploy.read_manifest(str(path)).services
+        assert convox_deploy.Manifest.load(str(path)).services
 
 
 def test_links_lead_somewhere() -> None:
@@ -172,7 +187,9 @@ def test_links_lead_somewhere() -> None:
 def test_the_shell_step_of_the_jenkinsfile_runs(
     world: World, typed: Callable[..., subprocess.CompletedProcess[str]], promote: str, release: str
 ) -> None:
-    deploy, describe = re.findall("'''\n(.*?)'''", (ROOT / "examples" / "Jenkinsfile").read_text(), re.DOTALL)
+    deploy, describe = re.findall(
+        "'''\n(.*?)'''", (ROOT / "examples" / "Jenkinsfile").read_text(), re.DOTALL
+    )
     env = {"RELEASE": release, "PROMOTE": promote, "DEPLOY_RESULT": "deploy.json"}
     nothing_to_do = bool(release) and promote == "false"
     done = typed(deploy, **env)

@@ -1,9 +1,11 @@
-"""Secrets are in no argument list, output, result file, dry run or temporary file, also where commands tell all."""
+"""Secrets are in no argument list, output, result file or temporary file, even where commands print all they know."""
 
 from __future__ import annotations
 
 import sys
+import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import World
@@ -40,7 +42,9 @@ def test_a_deploy_keeps_its_secrets(world: World, args: list[str], cli: str) -> 
 def test_only_the_programs_that_deal_with_the_rack_get_its_password(world: World) -> None:
     world.add_hooks()
     assert world.deploy(env=dict(SECRETS)).status == 0
-    with_it = {call.argv[0] for call in world.calls if found_in(call.env.get("CONVOX_PASSWORD", ""))}
+    with_it = {
+        call.argv[0] for call in world.calls if found_in(call.env.get("CONVOX_PASSWORD", ""))
+    }
     with_url = {call.argv[0] for call in world.calls if found_in(call.env.get("RACK_URL", ""))}
     assert with_it == with_url == {"convox", "before_build", "after_build", "before_release"}
 
@@ -53,33 +57,136 @@ def test_only_the_programs_that_deal_with_the_rack_get_its_password(world: World
         "docker version",
         "aws ecr get-login-password",
         "docker login",
+        "docker push",
         "convox build --help",
         "convox api get",
-        "aws ecr describe-repositories",
+        "aws ecr create-repository",
         "convox build --app",
         "convox releases promote --app",
     ],
 )
-def test_a_command_that_prints_its_environment_gives_nothing_away(world: World, command: str, status: int) -> None:
+def test_a_command_that_prints_its_environment_gives_nothing_away(
+    world: World, command: str, status: int
+) -> None:
     world.add_git()
+    world.constants = {"PUSH_PAUSES": [0]}
     world.rules[command] = {"environment": True, "status": status}
     ran = world.deploy("--result", "result.json", env=dict(SECRETS))
     assert found_in(ran.text + (world.app / "result.json").read_text()) == []
 
 
 def test_docker_cannot_print_what_it_does_not_get(world: World) -> None:
-    """Its output goes straight to ours, and AWS's variables are for its credential helper."""
+    """The output of docker build goes straight to ours, and AWS's variables are for its credential helper."""
     world.rules["docker build"] = {"environment": True, "status": 1}
     ran = world.deploy(env={"CONVOX_PASSWORD": PASSWORD, "STANDIN_ECR_TOKEN": None})
     assert "APP_NAME=shop" in ran.out
     assert found_in(ran.text) == []
 
 
+# --- every way to write a secret ------------------------------------------------------
+
+
+def go_userinfo(secret: str) -> str:
+    """As Go's url.UserPassword writes it."""
+    return urllib.parse.quote(secret, safe="$&+,;=")
+
+
+def lower(encoded: str) -> str:
+    return "".join(
+        part[:2].lower() + part[2:] if number else part
+        for number, part in enumerate(encoded.split("%"))
+    )
+
+
+SPELLINGS = {
+    "plain": lambda secret: secret,
+    "percent-encoded": lambda secret: urllib.parse.quote(secret, safe=""),
+    "percent-encoded in lower case": lambda secret: "%".join(
+        part[:2].lower() + part[2:] if number else part
+        for number, part in enumerate(urllib.parse.quote(secret, safe="").split("%"))
+    ),
+    "Go's userinfo": go_userinfo,
+    "half encoded": lambda secret: secret.replace("/", "%2F"),
+    "in a string with escapes": lambda secret: secret.replace("\\", "\\\\").replace('"', '\\"'),
+}
+HARD = [
+    "p@ss/word%:&",
+    "a b+c=d$e,f;g",
+    'quo"te\\d',
+    "ünïcode☕",
+    "prefix",
+    "prefix-and-more",
+    "trailing newline\n",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("command", ["convox build --app"])
+def test_a_secret_is_hidden_however_it_is_written(
+    world: World, command: str, spelling: str
+) -> None:
+    env: dict[str, str | None] = {f"SECRET_{number}": secret for number, secret in enumerate(HARD)}
+    written = [SPELLINGS[spelling](secret.strip()) for secret in HARD]  # type: ignore[no-untyped-call]
+    world.rules[command] = {"status": 1, "err": "".join(f"<{text}>\n" for text in written)}
+    ran = world.deploy("--result", "result.json", env=env)
+    assert ran.status == 1
+    text = ran.text + (world.app / "result.json").read_text()
+    assert [secret for secret in written if f"<{secret}" in text] == []
+    assert text.count("<***>") >= len(HARD)
+
+
+URLS = {
+    "https://convox:p@ss@word@rack.example.com": ["p@ss@word", "p%40ss%40word"],
+    "https://convox:pass%2fword@rack.example.com": ["pass%2fword", "pass/word", "pass%2Fword"],
+    "https://convox:p%61ssword@rack.example.com": ["p%61ssword", "password"],
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_the_password_of_a_rack_url_is_hidden(world: World, url: str) -> None:
+    world.rules["convox build --app"] = {"status": 1, "err": "\n".join([url, *URLS[url]]) + "\n"}
+    env = {"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None}
+    ran = world.deploy(env=env)
+    assert ran.status == 1
+    for secret in URLS[url]:
+        assert secret not in ran.text.replace("get-login-password", "").replace(
+            "password-stdin", ""
+        )
+
+
+def test_a_secret_of_several_lines_is_hidden_line_by_line(world: World) -> None:
+    key = "-----BEGIN KEY-----\nmarkedline1\nmarkedline2\n-----END KEY-----\n"
+    world.rules["convox build --app"] = {"status": 1, "err": f"the key is\n{key}"}
+    ran = world.deploy(env={"DEPLOY_TOKEN": key})
+    assert ran.status == 1 and "markedline" not in ran.text
+
+
+def test_a_short_secret_would_hide_ordinary_words(world: World) -> None:
+    ran = world.deploy(env={"MY_TOKEN": "shop", "CONVOX_PASSWORD": "short"})
+    assert ran.status == 0 and "***" not in ran.text
+
+
+def test_the_ecr_password_is_hidden_in_the_warning_of_a_retry(world: World) -> None:
+    world.constants = {"PUSH_PAUSES": [0]}
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": f"EOF while sending {TOKEN}"}
+    ran = world.deploy(env={"STANDIN_ECR_TOKEN": TOKEN})
+    assert ran.status == 0 and "EOF while sending ***" in ran.text and TOKEN not in ran.text
+
+
+def test_a_secret_among_the_arguments_is_hidden_where_they_are_shown(world: World) -> None:
+    ran = world.deploy(
+        "--", "--build-arg", f"PASSWORD={PASSWORD}", env={"CONVOX_PASSWORD": PASSWORD}
+    )
+    assert ran.status == 0 and "'PASSWORD=***'" in ran.out and found_in(ran.text) == []
+
+
 @pytest.mark.parametrize("pause", [0, 0.3])
-def test_a_secret_that_comes_in_pieces_is_kept_too(world: World, pause: float) -> None:
+def test_a_secret_that_comes_in_pieces_is_hidden(world: World, pause: float) -> None:
     script = (
-        f"import os,sys,time; p=os.environ['CONVOX_PASSWORD']; print('x' * 70000 + p); "
-        f"sys.stdout.write('half '); sys.stdout.flush(); time.sleep({pause}); print(p); print('ROURSXXXXXX', end='')"
+        "import os,sys,time; p=os.environ['CONVOX_PASSWORD']; print('x' * 70000 + p); "
+        f"sys.stdout.write('half ' + p[:9]); sys.stdout.flush(); time.sleep({pause}); print(p[9:]);"
+        "print('Release: ROURSXXXXXX')"
     )
     fake = world.home / "convox"
     fake.write_text(
@@ -88,15 +195,14 @@ def test_a_secret_that_comes_in_pieces_is_kept_too(world: World, pause: float) -
         f"    os.execv({str(world.bin / 'convox')!r}, ['convox', *sys.argv[1:]])\n"
     )
     fake.chmod(0o755)
-    ran = world.deploy(
-        env={**SECRETS, "PATH": f"{world.home}:{world.bin}", "CONVOX_STANDIN_CLI": "2016"},
-    )
+    env: dict[str, Any] = {"PATH": f"{world.home}:{world.bin}", "CONVOX_STANDIN_CLI": "2016"}
+    ran = world.deploy(env={**SECRETS, **env})
     assert ran.status == 0, ran.text
     assert ran.out.count("***") == 2 and found_in(ran.text) == []
 
 
 def test_no_process_shows_a_secret_while_it_runs(world: World) -> None:
-    """Reads the argument list of every process there is, ours and the sandbox's, while docker pushes."""
+    """Reads the argument list of every process there is while docker pushes."""
     world.rules["docker push"] = {"hang": True}
     process = world.start(env=dict(SECRETS))
     world.await_hanging()
@@ -106,7 +212,9 @@ def test_no_process_shows_a_secret_while_it_runs(world: World) -> None:
             lines.append(path.read_bytes().decode(errors="replace"))
         except OSError:
             continue
-    temporary = "".join(path.read_text(errors="replace") for path in world.tmp.rglob("*") if path.is_file())
+    temporary = "".join(
+        path.read_text(errors="replace") for path in world.tmp.rglob("*") if path.is_file()
+    )
     process.terminate()
     process.communicate(timeout=30)
     assert any("convox_deploy.py" in line for line in lines)

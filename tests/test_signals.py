@@ -1,14 +1,17 @@
-"""What becomes of a running command, its children and the app when a deploy is ended from outside."""
+"""What happens to a running command, its children and the app when a deploy is stopped."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World, ended, is_alive
+from conftest import TOOL, World, ended, heed_signals, is_alive
 
 import convox_deploy
 
@@ -18,25 +21,29 @@ HANGING = {
     "before_build": "Nothing was released or promoted.",
     "docker build": "Nothing was released or promoted.",
     "docker push": "Nothing was released or promoted.",
-    "convox build --app": "The build may still run on the rack, `convox builds --app shop` tells",
-    "before_release": "Release RNEWRELEASE is built; go on with",
-    "convox releases promote --app": "`convox apps cancel --app shop` stops it.",
+    "convox build --app": "The build may still be running on the rack (check `convox builds --app shop`).",
+    "before_release": "Release RNEWRELEASE is built. To resume from here:",
+    "convox releases promote --app": "  Cancel: convox apps cancel --app shop\n",
 }
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("command", HANGING)
-def test_a_signal_ends_the_running_command_and_tells_what_goes_on(world: World, command: str, signum: Any) -> None:
+def test_a_signal_ends_the_running_command_and_says_what_goes_on(
+    world: World, command: str, signum: Any
+) -> None:
+    has_child = signum == signal.SIGTERM  # for which the tool waits
     world.add_hooks()
-    world.rules[command] = {"hang": True, "child": True}
+    world.rules[command] = {"hang": True, "child": has_child}
     process = world.start("--result", "result.json")
     pid = world.await_hanging()
     process.send_signal(signum)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + signum
-    assert f"Stopped by {signum.name} during `" in err
-    assert HANGING[command] in err and "Traceback" not in err
-    assert not is_alive(pid) and not is_alive(int((world.home / "child").read_text()))
+    ran = ended(process)
+    assert ran.status == 128 + signum
+    assert f"Stopped by {signum.name} during `" in ran.err
+    assert HANGING[command] in ran.err and "Traceback" not in ran.err
+    assert not is_alive(pid)
+    assert not has_child or not is_alive(int((world.home / "child").read_text()))
     assert world.nothing_is_left()
     assert '"status": "failed"' in (world.app / "result.json").read_text()
     if command != "convox releases promote --app":
@@ -55,57 +62,91 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace_period(world: Wor
 
 
 def test_a_second_ctrl_c_kills_without_waiting_for_the_grace_period(world: World) -> None:
-    world.rules["docker build"] = {"hang": True, "ignore_term": True}
     world.constants["GRACE_SECONDS"] = 10**6
+    world.rules["docker build"] = {"hang": True, "ignore_term": True}
     process = world.start()
     pid = world.await_hanging()
     process.send_signal(signal.SIGINT)
     world.await_term()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
+    assert ended(process).status == 128 + signal.SIGINT
     assert not is_alive(pid)
-
-
-def test_a_time_out_ends_the_command_and_its_children(world: World) -> None:
-    world.rules["convox build --app"] = {"hang": True, "child": True, "out": "Starting build...\n"}
-    ran = world.deploy("--timeout", "0.1")
-    assert ran.status == 124
-    assert "The time was up during `convox build`. DEPLOY_TIMEOUT sets the minutes for a step." in ran.err
-    assert "shop ran ROLDRELEASE when this began. The build may still run on the rack" in ran.err
-    assert not is_alive(int((world.home / "child").read_text()))
 
 
 def test_the_grace_period_is_that_of_docker_stop() -> None:
     assert convox_deploy.GRACE_SECONDS == 10
 
 
-def test_without_a_limit_nothing_is_timed_out(world: World) -> None:
+@pytest.mark.parametrize("command", ["before_build", "convox build --app"])
+def test_a_timeout_ends_the_command_and_its_children(world: World, command: str) -> None:
+    """The one test that waits for a real timeout, of a command that is passed through and of one that is read."""
     world.add_hooks("before_build")
-    assert world.deploy("--timeout", "0").status == 0
+    world.rules[command] = {"hang": True, "child": True, "out": "Starting...\n"}
+    ran = world.deploy("--timeout", "1.5s")
+    assert ran.status == 124
+    name = "convox build" if command.startswith("convox") else "deploy/before_build.sh"
+    message = f"Timed out after 0.025 minutes during `{name}`. Raise --timeout or DEPLOY_TIMEOUT."
+    assert message in ran.err
+    assert not is_alive(int((world.home / "child").read_text()))
 
 
-@pytest.mark.parametrize("command", ["convox build --help", "convox build --app"])
-def test_a_daemon_that_a_command_leaves_behind_does_not_hold_the_deploy_up(world: World, command: str) -> None:
-    """It has the command's output open still, and is not in its process group."""
-    world.rules[command] = {"usual": True, "daemon": True}
-    if command == "convox build --help":  # which the stand-in hands on to another program
-        world.rules[command] = {"daemon": True, "out": "--manifest --app --description --id"}
-    ran = world.deploy()
-    os.kill(int((world.home / "daemon").read_text()), signal.SIGKILL)
-    assert ran.status == 0, ran.text
+@pytest.mark.parametrize("timeout", ["0", "0.0", "0s"])
+def test_without_a_limit_nothing_times_out(world: World, timeout: str) -> None:
+    world.add_hooks("before_build")
+    assert world.deploy("--timeout", timeout).status == 0
+
+
+# --- what the parent has set ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_the_caller_ignores_stays_ignored(world: World, signum: Any) -> None:
+def test_a_signal_that_the_parent_ignores_stays_ignored(world: World, signum: Any) -> None:
     """As under nohup, and in Jenkins pipelines."""
     world.rules["docker build"] = {"hang": True}
     process = world.start(preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN))
     world.await_hanging()
     process.send_signal(signum)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM, err
+    ran = ended(process)
+    assert ran.status == 128 + signal.SIGTERM, ran.err
+
+
+@pytest.mark.parametrize("how", ["blocked", "ignored"])
+@pytest.mark.parametrize("signum", [signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD])
+def test_the_timeout_works_whatever_the_parent_has_done_to_signals(
+    world: World, signum: Any, how: str
+) -> None:
+    def disturb() -> None:
+        if how == "blocked":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
+        else:
+            signal.signal(signum, signal.SIG_IGN)
+
+    world.constants["GRACE_SECONDS"] = 0.3
+    world.rules["docker build"] = {"hang": True}
+    ran = ended(world.start("--timeout", "0.3s", preexec_fn=disturb))
+    assert ran.status == 124, ran.text
+
+
+def test_a_blocked_signal_stops_a_deploy_all_the_same(world: World) -> None:
+    world.rules["docker build"] = {"hang": True}
+    process = world.start(preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+    world.await_hanging()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).status == 143
+
+
+@pytest.mark.parametrize(
+    "command", ["docker build", "docker push", "convox build --app", "git log"]
+)
+def test_exit_codes_count_even_if_the_parent_ignores_its_children(
+    world: World, command: str
+) -> None:
+    world.add_git()
+    world.rules[command] = {"status": 1, "err": "it went wrong"}
+    ran = ended(world.start(preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)))
+    assert ran.status in (1, 2), ran.text
+    assert world.commands("convox releases promote --app") == []
 
 
 def test_a_command_that_an_abort_reaches_first_counts_as_aborted(world: World) -> None:
@@ -113,40 +154,173 @@ def test_a_command_that_an_abort_reaches_first_counts_as_aborted(world: World) -
     world.rules["docker push"] = {"hang": True}
     process = world.start()
     os.kill(world.await_hanging(), signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "`docker push` was ended by SIGTERM." in err
+    ran = ended(process)
+    assert ran.status == 128 + signal.SIGTERM
+    assert "`docker push` was terminated by SIGTERM." in ran.err
+
+
+# --- what cannot be ended, or goes on -------------------------------------------------
+
+ROOTS = "$< = 0; $> = 0; $| = 1; print qq(began\\n); sleep 600"
+
+
+@pytest.fixture
+def as_root(world: World) -> Path:
+    """A perl that runs as root whoever calls it, as sudo would have it."""
+    if os.geteuid() != 0 or not Path("/usr/bin/perl").exists():
+        pytest.skip("takes root and perl")
+    program = world.home / "as-root"
+    shutil.copy("/usr/bin/perl", program)
+    program.chmod(0o4755)
+    return program
+
+
+def deploy_as_nobody(world: World, *args: str, **how: Any) -> subprocess.Popen[str]:
+    """Start a deploy as an ordinary user who may not signal processes of root."""
+    for directory in (world.home, world.app, world.tmp, *world.home.parents[:3]):
+        os.chmod(directory, 0o777)
+    for path in [
+        *world.home.rglob("*"),
+        *Path(world.env["STANDIN_ANSWERS"]).parent.glob("answers*/**"),
+    ]:
+        if not path.is_symlink() and path.name != "as-root" and path.exists():
+            os.chmod(path, 0o777)
+
+    def become_nobody() -> None:
+        heed_signals()
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+    world.ready_standins()
+    for name in ("calls", "rules", "rules.json"):
+        os.chmod(world.home / name, 0o666)
+    how = {"preexec_fn": become_nobody, "python": python_for_all(world), **how}
+    return world.start(*args, **how)
+
+
+def python_for_all(world: World) -> str:
+    """Return a Python that an ordinary user may run, with our packages."""
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None:
+        pytest.skip("there is no Python here for an ordinary user")
+    packages = world.home / "packages"
+    for package in ("click", "sh", "yaml"):
+        module = __import__(package)
+        assert module.__file__
+        shutil.copytree(Path(module.__file__).parent, packages / package)
+    world.env["PYTHONPATH"] = f"{packages}:{TOOL.parent}"
+    return python
+
+
+@pytest.mark.parametrize("how", ["timeout", "TERM", "three Ctrl-C"])
+def test_what_another_user_runs_is_named_and_not_waited_for(
+    world: World, as_root: Path, how: str
+) -> None:
+    world.write("deploy/before_build.sh", f"#!/bin/sh\nexec {as_root} -e '{ROOTS}'\n", 0o755)
+    world.constants["GRACE_SECONDS"] = 0.3
+    limit = "1s" if how == "timeout" else "0"
+    with open(world.home / "log", "wb") as log:
+        process = deploy_as_nobody(world, "--timeout", limit, stderr=log)
+    assert process.stdout and "began\n" in process.stdout
+    for _ in range({"timeout": 0, "TERM": 1}.get(how, 3)):
+        process.send_signal(signal.SIGINT if "Ctrl-C" in how else signal.SIGTERM)
+    try:
+        status = process.wait(timeout=40)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-f", str(as_root)], check=False)
+    text = (world.home / "log").read_text()
+    assert status == {"timeout": 124, "TERM": 143}.get(how, 130), text
+    assert "which another user runs and we cannot end (process group " in text
+
+
+@pytest.mark.parametrize(
+    "command", ["convox build --help", "convox build --app", "docker push", "before_build"]
+)
+@pytest.mark.parametrize("what", ["is silent", "keeps writing"])
+def test_a_daemon_that_a_command_leaves_behind_does_not_hold_the_deploy_up(
+    world: World, command: str, what: str
+) -> None:
+    """It keeps the command's output open, and is not in its process group."""
+    world.add_hooks("before_build")
+    world.rules[command] = {"usual": True, "daemon": what}
+    # A hook's daemon keeps these open, too.
+    ran = world.deploy(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert ran.status == 0, ran.text
+
+
+# --- our own input and output ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_changes_nothing_but_what_is_seen(world: World, closed: str) -> None:
-    world.add_hooks()
-    process = world.start()
-    process.communicate(timeout=60)
-    command = f'exec "$0" "$1" --result result.json {closed}'
+def test_a_closed_stream_gets_a_message(world: World, closed: str) -> None:
+    world.ready_standins()
     done = subprocess.run(
-        ["/bin/sh", "-c", command, *[str(word) for word in process.args]],  # type: ignore[union-attr]
+        ["/bin/sh", "-c", f'exec "$0" "$1" --result result.json {closed}', sys.executable, TOOL],
         cwd=world.app,
         env=world.env,
         capture_output=True,
+        text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert '"status": "succeeded"' in (world.app / "result.json").read_text()
+    assert done.returncode == 2, done.stderr
+    assert world.calls == []
+    message = "Standard input, output or error is closed. Use /dev/null instead."
+    assert message in (world.app / "result.json").read_text()
+    assert "2>&-" in closed or message in done.stderr
 
 
-def test_a_log_that_breaks_stops_the_deploy_without_a_promote(world: World) -> None:
-    world.add_hooks("before_build")
-    world.rules["before_build"] = {"hang": True, "child": True}
-    read_end, write_end = os.pipe()
-    process = world.start("--result", "result.json", stdout=write_end, stderr=write_end)
-    os.close(write_end)
-    pid = world.await_hanging()
-    os.close(read_end)
-    os.kill(pid, signal.SIGKILL)
-    os.kill(int((world.home / "child").read_text()), signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert process.returncode == 1
+def pipe_to(world: World, reader: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a deploy in a pipe. The exit code is printed last."""
+    world.ready_standins()
+    command = f'{{ "$@"; echo "exit code $?" >&2; }} | {reader}'
+    return subprocess.run(
+        ["/bin/sh", "-c", command, "sh", sys.executable, str(TOOL), *args],
+        cwd=world.app,
+        env={**world.env, "PATH": f"{world.bin}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_pipe_that_closes_before_the_promote_stops_the_deploy_quietly(world: World) -> None:
+    world.add_hooks()
+    ran = pipe_to(world, "head -3", "--result", "result.json")
+    assert ran.stderr == "exit code 141\n"
     assert world.commands("convox releases promote --app") == []
     assert world.nothing_is_left()
-    assert '"status": "failed"' in (world.app / "result.json").read_text()
+    assert '"exit_status": 141' in (world.app / "result.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "hook", ["echo one; echo two; exec sleep 600", "while echo more; do :; done"]
+)
+def test_a_pipe_that_closes_while_a_hook_prints_stops_the_deploy_too(
+    world: World, hook: str
+) -> None:
+    world.write("deploy/before_build.sh", f"#!/bin/sh\n{hook}\n", 0o755)
+    if "sleep" in hook:
+        world.write("deploy/before_build.sh", "#!/bin/sh\nyes | head -c 1000000\n", 0o755)
+    ran = pipe_to(world, "head -20 >/dev/null")
+    assert ran.stderr.splitlines()[-1] in ("exit code 141", "exit code 1")
+    assert "Traceback" not in ran.stderr
+    assert world.commands("docker build", "convox releases promote --app") == []
+
+
+def test_a_pipe_that_closes_after_a_verified_promote_does_not_matter(world: World) -> None:
+    reader = "while read -r line; do case $line in 'OK') break ;; esac; done"
+    ran = pipe_to(world, reader)
+    assert ran.stderr == "exit code 0\n"
+    assert world.running == "RNEWRELEASE"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_a_full_disk_for_the_log_is_reported(world: World) -> None:
+    with open("/dev/full", "w") as full:
+        process = world.start("--result", "result.json", stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Cannot write: No space left on device." in err and "Traceback" not in err
+    assert world.commands("docker build") == []

@@ -33,7 +33,11 @@ def use_environment(requirements: Path) -> None:
 
 def made_for(requirements: Path) -> str:
     """Returns what an environment depends on: a change of it means a new one."""
-    files = [requirements, ROOT / "pyproject.toml", ROOT / "examples" / "sandbox" / "requirements.txt"]
+    files = [
+        requirements,
+        ROOT / "pyproject.toml",
+        ROOT / "examples" / "sandbox" / "requirements.txt",
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return f"{sys.version}\n{digest}\n"
 
@@ -41,11 +45,23 @@ def made_for(requirements: Path) -> str:
 def make_environment(home: Path, requirements: Path) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         if not DEBIAN or os.geteuid() != 0:
-            sys.exit("Python's venv module is missing. Install it (on Debian: apt-get install python3-venv).")
+            sys.exit(
+                "Python's venv module is missing. Install it (on Debian: apt-get install python3-venv)."
+            )
         install_packages("python3-venv")
-    print(f"Getting Python packages ({requirements.relative_to(ROOT)}) into {home.relative_to(ROOT)} ...", flush=True)
+    print(
+        f"Getting Python packages ({requirements.relative_to(ROOT)}) into {home.relative_to(ROOT)} ...",
+        flush=True,
+    )
     shutil.rmtree(home, ignore_errors=True)
-    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        str(home / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     for command in (
         [sys.executable, "-m", "venv", str(home)],
         [*pip, "--editable", str(ROOT), "--requirement", str(requirements)],
@@ -57,14 +73,20 @@ def make_environment(home: Path, requirements: Path) -> None:
 
 def install_packages(*packages: str) -> None:
     """Installs Debian packages, as root, without starting the services that come with them."""
-    print(f"Installing the Debian packages {', '.join(packages)} (they stay on this machine) ...", flush=True)
+    print(
+        f"Installing the Debian packages {', '.join(packages)} (they stay on this machine) ...",
+        flush=True,
+    )
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
     if ours:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", *packages]):
+        for command in (
+            ["apt-get", "update"],
+            ["apt-get", "install", "--yes", "--no-install-recommends", *packages],
+        ):
             env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
             if done.returncode:

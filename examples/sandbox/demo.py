@@ -34,10 +34,16 @@ def main() -> None:
         answer_of(sandbox.check("convox", "services", "--app", "hello"), "v1")
 
         change_app(app, sandbox.env)
-        deploy(app, "v2, with a before_release hook that runs a one-off in the new release", sandbox.env)
+        deploy(
+            app,
+            "v2, with a before_release hook that runs a one-off in the new release",
+            sandbox.env,
+        )
         answer_of(sandbox.check("convox", "services", "--app", "hello"), "v2")
         title("Cleaning up")
-    print(f"Two deploys in {time.monotonic() - started:.0f} s, all set-up included. The sandbox is gone again.")
+    print(
+        f"Two deploys in {time.monotonic() - started:.0f} s, all set-up included. The sandbox is gone again."
+    )
 
 
 @contextlib.contextmanager
@@ -85,14 +91,20 @@ def commit(app: Path, message: str, env: dict[str, str]) -> None:
     """Makes the app a git checkout, for the tag and the release's description; without git it deploys as well."""
     if shutil.which("git"):
         git = ["git", "-c", "user.name=sandbox", "-c", "user.email=sandbox@localhost"]
-        for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", message]):
+        for words in (
+            ["init", "--quiet"],
+            ["add", "--all"],
+            ["commit", "--quiet", "--message", message],
+        ):
             subprocess.run([*git, *words], cwd=app, env=env, check=True, stderr=subprocess.DEVNULL)
 
 
 def deploy(app: Path, what: str, env: dict[str, str]) -> None:
     title(f"Deploying {what}")
     print(COMMAND, flush=True)
-    done = subprocess.run(["./convox_deploy.py"], cwd=app, env={**env, "APP_NAME": "hello"}, check=False)
+    done = subprocess.run(
+        ["./convox_deploy.py"], cwd=app, env={**env, "APP_NAME": "hello"}, check=False
+    )
     if done.returncode:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
 

@@ -39,7 +39,52 @@ ECR_ADDRESS = "127.0.0.77"  # a loopback address of its own, as port 443 of 127.
 REGISTRY_PASSWORD = f"{ACCOUNT}-auth-token"  # what moto's GetAuthorizationToken gives for user AWS
 RACK_HOST, RACK_PASSWORD, DEPLOY_KEY = "rack.sandbox", "rack/password", "deploy-key"
 BASE_IMAGE = "convox-sandbox-base"
+BRIDGE, BRIDGE_ADDRESS = "convox-sandbox", "198.51.100.1/24"  # a range for documentation (RFC 5737)
 HOSTS_MARK = "# convox-deploy sandbox"
+FRONT = """
+daemon off;
+user root;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{}}
+http {{
+  access_log off;
+  client_max_body_size 0;
+  client_body_temp_path {directory}/nginx-body;
+  proxy_temp_path {directory}/nginx-proxy;
+  fastcgi_temp_path {directory}/nginx-fastcgi;
+  uwsgi_temp_path {directory}/nginx-uwsgi;
+  scgi_temp_path {directory}/nginx-scgi;
+  upstream registry {{ server 127.0.0.1:{registry_port}; keepalive 16; }}
+  proxy_http_version 1.1;
+  proxy_request_buffering off;
+  proxy_buffering off;
+  proxy_set_header Connection "";
+  proxy_set_header Host $http_host;
+  proxy_set_header X-Forwarded-Proto https;
+  server {{
+    listen {address}:443 ssl;
+    ssl_certificate {directory}/registry.crt;
+    ssl_certificate_key {directory}/registry.key;
+    location / {{ proxy_pass http://registry; }}
+    location ~ ^/v2/(?<name>.+)/(blobs|manifests|tags)/ {{
+      auth_request /exists;
+      error_page 403 = @missing;
+      proxy_pass http://registry;
+    }}
+    location = /exists {{
+      internal;
+      proxy_pass http://127.0.0.1:{exists_port}/$name;
+      proxy_pass_request_body off;
+      proxy_set_header Content-Length "";
+    }}
+    location @missing {{
+      default_type application/json;
+      return 404 '{{"errors": [{{"code": "NAME_UNKNOWN", "message": "The repository with name \\'$name\\' does not exist in the registry with id \\'{account}\\'"}}]}}';
+    }}
+  }}
+}}
+"""  # like ECR, it refuses a push to a repository that does not exist
 
 
 class SandboxError(Exception):
@@ -49,7 +94,9 @@ class SandboxError(Exception):
 class Service:
     """A server that the sandbox runs: started, awaited, and stopped with it."""
 
-    def __init__(self, name: str, command: list[str], log: Path, answers: Callable[[], bool], **how: object) -> None:
+    def __init__(
+        self, name: str, command: list[str], log: Path, answers: Callable[[], bool], **how: object
+    ) -> None:
         self.name, self.command, self.log, self.answers, self.how = name, command, log, answers, how
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -103,14 +150,19 @@ class Sandbox:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stack.close()
 
     def set_up(self) -> None:
         if self.has_ecr:
             self.take_turns()
-        self.directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="convox-sandbox-")))
+        self.directory = Path(
+            self.stack.enter_context(tempfile.TemporaryDirectory(prefix="convox-sandbox-"))
+        )
         self.env = self.make_environment()
         if self.has_ecr:
             self.install_missing()
@@ -132,12 +184,24 @@ class Sandbox:
 
     def make_environment(self) -> dict[str, str]:
         """Returns our environment without what names other racks, registries and clouds."""
-        foreign = ("CONVOX_", "RACK_", "AWS_", "DEPLOY_", "GIT_", "APP_NAME", "IMAGE_TAG", "DOCKER_COMPOSE", "SKIP_ECR")
+        foreign = (
+            "CONVOX_",
+            "RACK_",
+            "AWS_",
+            "DEPLOY_",
+            "GIT_",
+            "APP_NAME",
+            "IMAGE_TAG",
+            "DOCKER_COMPOSE",
+            "SKIP_ECR",
+        )
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         programs = self.directory / "bin"
         programs.mkdir()
         (programs / "convox").symlink_to(HERE / "convox")
-        env["PATH"] = os.pathsep.join([str(programs), os.path.dirname(sys.executable), env.get("PATH", os.defpath)])
+        env["PATH"] = os.pathsep.join(
+            [str(programs), os.path.dirname(sys.executable), env.get("PATH", os.defpath)]
+        )
         env["DOCKER_CONFIG"] = str(self.directory / "docker-config")
         env["CONVOX_STANDIN"] = str(self.directory / "rack")
         env.update(CONVOX_HOST=RACK_HOST, CONVOX_PASSWORD=RACK_PASSWORD)
@@ -148,9 +212,15 @@ class Sandbox:
 
     def install_missing(self) -> None:
         """Installs what the sandbox runs, as far as it is not here: as root on Debian only."""
-        wanted = {"docker.io": "dockerd", "docker-registry": "docker-registry", "busybox-static": "busybox"}
+        wanted = {
+            "docker.io": "dockerd",
+            "docker-registry": "docker-registry",
+            "busybox-static": "busybox",
+            "nginx": "nginx",
+            "iproute2": "ip",
+        }
         if self.run("docker", "info").returncode == 0:
-            del wanted["docker.io"]
+            del wanted["docker.io"], wanted["iproute2"]
         if missing := [package for package, program in wanted.items() if not shutil.which(program)]:
             install_packages(*missing)
 
@@ -169,8 +239,12 @@ class Sandbox:
             raise SandboxError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
         return done.stdout
 
-    def service(self, name: str, command: list[str], answers: Callable[[], bool], **how: object) -> Service:
-        service = Service(name, command, self.directory / f"{name}.log", answers, env=self.env, **how)
+    def service(
+        self, name: str, command: list[str], answers: Callable[[], bool], **how: object
+    ) -> Service:
+        service = Service(
+            name, command, self.directory / f"{name}.log", answers, env=self.env, **how
+        )
         service.start()
         self.stack.callback(service.stop)
         return service
@@ -186,7 +260,16 @@ class Sandbox:
             home = self.directory / "docker"
             self.env["DOCKER_HOST"] = f"unix://{home}/docker.sock"
             home.mkdir()
-            command = ["dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
+            self.make_bridge()
+            command = [
+                "dockerd",
+                "--bridge",
+                BRIDGE,
+                "--data-root",
+                f"{home}/data",
+                "--exec-root",
+                f"{home}/run",
+            ]
             command += ["--host", self.env["DOCKER_HOST"], "--pidfile", f"{home}/dockerd.pid"]
             self.say("Starting a Docker Engine of the sandbox's own.")
             self.service("dockerd", command, lambda: self.run("docker", "info").returncode == 0)
@@ -197,14 +280,28 @@ class Sandbox:
             )
         self.stack.callback(self.remove_containers)
 
+    def make_bridge(self) -> None:
+        """Make the engine's network. On docker0, containers of an engine that was killed may hold our addresses."""
+        self.run("ip", "link", "delete", BRIDGE)
+        self.check("ip", "link", "add", BRIDGE, "type", "bridge")
+        self.stack.callback(self.run, "ip", "link", "delete", BRIDGE)
+        self.check("ip", "address", "add", BRIDGE_ADDRESS, "dev", BRIDGE)
+        self.check("ip", "link", "set", BRIDGE, "up")
+
     def remove_containers(self) -> None:
         ours = f"label=convox.rack={self.env['CONVOX_STANDIN']}"
         if ids := self.run("docker", "ps", "--all", "--quiet", "--filter", ours).stdout.split():
             self.run("docker", "rm", "--force", *ids)
 
     def remove_our_images(self) -> None:
-        names = self.run("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
-        if ours := [name for name in names if name.startswith((BASE_IMAGE, "convox-standin/", self.registry_host))]:
+        names = self.run(
+            "docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"
+        ).stdout.split()
+        if ours := [
+            name
+            for name in names
+            if name.startswith((BASE_IMAGE, "convox-standin/", self.registry_host))
+        ]:
             self.run("docker", "image", "rm", "--force", *ours)
 
     def make_base_image(self) -> None:
@@ -215,7 +312,9 @@ class Sandbox:
             self.check("docker", "tag", "busybox", BASE_IMAGE)
 
     def import_busybox(self, busybox: Path) -> bool:
-        applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=False).stdout.split()
+        applets = subprocess.run(
+            [busybox, "--list"], capture_output=True, text=True, check=False
+        ).stdout.split()
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as image:
             image.add(busybox, "bin/busybox")
@@ -224,19 +323,37 @@ class Sandbox:
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 if applet != "busybox":
                     image.addfile(link)
-        imported = self.run("docker", "import", "-", BASE_IMAGE, input=archive.getvalue(), text=False)
-        return imported.returncode == 0 and self.run("docker", "run", "--rm", BASE_IMAGE, "true").returncode == 0
+        imported = self.run(
+            "docker", "import", "-", BASE_IMAGE, input=archive.getvalue(), text=False
+        )
+        return (
+            imported.returncode == 0
+            and self.run("docker", "run", "--rm", BASE_IMAGE, "true").returncode == 0
+        )
 
     # --- the registries ---
 
     def start_ecr(self) -> None:
-        """Starts moto's ECR API, and a registry under ECR's host name with a certificate that docker trusts."""
-        port = free_port()
-        self.env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-        moto = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-        self.service("moto", moto, lambda: listens("127.0.0.1", port))
-        self.say(f"Adding {ECR} to /etc/hosts, and its certificate to /etc/docker/certs.d, until the sandbox ends.")
+        """Starts moto's ECR API, and a registry behind a front with ECR's host name that docker trusts."""
+        api_port, exists_port, registry_port = free_ports(3)
+        self.env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{api_port}"
+        api = [sys.executable, str(HERE / "ecr.py"), str(api_port), str(exists_port)]
+        self.service("ecr", api, lambda: listens("127.0.0.1", api_port))
+        self.say(
+            f"Adding {ECR} to /etc/hosts, and its certificate to /etc/docker/certs.d, until the sandbox ends."
+        )
         self.add_to_hosts()
+        self.issue_certificate()
+        self.start_registry(registry_port)
+        ports = {"registry_port": registry_port, "exists_port": exists_port}
+        front = self.directory / "nginx.conf"
+        front.write_text(
+            FRONT.format(directory=self.directory, address=ECR_ADDRESS, account=ACCOUNT, **ports)
+        )
+        command = ["nginx", "-c", str(front), "-e", "stderr"]
+        self.front = self.service("nginx", command, lambda: listens(ECR_ADDRESS, 443))
+
+    def issue_certificate(self) -> None:
         authority = trustme.CA()
         trusted = Path("/etc/docker/certs.d", ECR)
         for directory in (trusted.parent.parent, trusted.parent, trusted):
@@ -244,29 +361,30 @@ class Sandbox:
                 directory.mkdir()
                 self.stack.callback(shutil.rmtree, directory, ignore_errors=True)
         authority.cert_pem.write_to_path(str(trusted / "ca.crt"))
-        certificate, key = self.directory / "registry.crt", self.directory / "registry.key"
         issued = authority.issue_cert(ECR)
-        issued.cert_chain_pems[0].write_to_path(str(certificate))
-        issued.private_key_pem.write_to_path(str(key))
-        tls = {"certificate": str(certificate), "key": str(key)}
-        self.start_registry(ECR_ADDRESS, 443, {"tls": tls})
+        issued.cert_chain_pems[0].write_to_path(str(self.directory / "registry.crt"))
+        issued.private_key_pem.write_to_path(str(self.directory / "registry.key"))
 
     def add_to_hosts(self) -> None:
         hosts = Path("/etc/hosts")
 
         def without_ours() -> str:
-            return "".join(line for line in hosts.read_text().splitlines(True) if HOSTS_MARK not in line)
+            return "".join(
+                line for line in hosts.read_text().splitlines(True) if HOSTS_MARK not in line
+            )
 
         hosts.write_text(f"{without_ours()}{ECR_ADDRESS} {ECR} {HOSTS_MARK}\n")
         self.stack.callback(lambda: hosts.write_text(without_ours()))
 
     def start_plain_registry(self) -> None:
         """Starts a registry on localhost, to which docker talks without TLS, and logs docker in to it."""
-        port = free_port()
+        [port] = free_ports(1)
         self.registry_host = f"localhost:{port}"
-        self.say(f"No ECR here (that takes root and Debian): a registry on {self.registry_host} stands in.")
+        self.say(
+            f"No ECR here (that takes root and Debian): a registry on {self.registry_host} stands in."
+        )
         if shutil.which("docker-registry"):
-            self.start_registry("127.0.0.1", port, {})
+            self.start_registry(port)
         else:
             self.run_registry_container(port)
         self.log_in(self.env)
@@ -274,28 +392,43 @@ class Sandbox:
     def log_in(self, env: dict[str, str]) -> None:
         """Logs docker in to the registry; an engine may take some seconds to see a new line in /etc/hosts."""
         login = ("docker", "login", "--username", "AWS", "--password-stdin", self.registry_host)
-        wait_for(lambda: self.run(*login, input=REGISTRY_PASSWORD, env=env).returncode == 0, "the registry")
+        wait_for(
+            lambda: self.run(*login, input=REGISTRY_PASSWORD, env=env).returncode == 0,
+            "the registry",
+        )
 
-    def start_registry(self, address: str, port: int, http: dict[str, object]) -> None:
-        """Starts docker-registry. Its configuration is JSON, which is YAML too."""
+    def start_registry(self, port: int) -> None:
+        """Starts docker-registry on localhost, without TLS. Its configuration is JSON, which is YAML too."""
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(self.directory / "registry")}, "delete": {"enabled": True}},
-            "http": {"addr": f"{address}:{port}", **http},
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.directory / "registry")},
+                "delete": {"enabled": True},
+            },
+            "http": {"addr": f"127.0.0.1:{port}"},
             "auth": {"htpasswd": {"realm": "sandbox", "path": str(self.htpasswd())}},
         }
         path = self.directory / "registry.json"
         path.write_text(json.dumps(config))
         command = ["docker-registry", "serve", str(path)]
-        self.registry = self.service("registry", command, lambda: listens(address, port))
+        self.service("registry", command, lambda: listens("127.0.0.1", port))
 
     def run_registry_container(self, port: int) -> None:
         name = f"convox-sandbox-registry-{port}"
         env = {"REGISTRY_AUTH": "htpasswd", "REGISTRY_AUTH_HTPASSWD_REALM": "sandbox"}
         env["REGISTRY_AUTH_HTPASSWD_PATH"] = "/htpasswd"
         options = [word for pair in env.items() for word in ("--env", "=".join(pair))]
-        self.check("docker", "create", "--name", name, "--publish", f"127.0.0.1:{port}:5000", *options, "registry:2")
+        self.check(
+            "docker",
+            "create",
+            "--name",
+            name,
+            "--publish",
+            f"127.0.0.1:{port}:5000",
+            *options,
+            "registry:2",
+        )
         self.stack.callback(self.run, "docker", "rm", "--force", "--volumes", name)
         self.check("docker", "cp", str(self.htpasswd()), f"{name}:/htpasswd")
         self.check("docker", "start", name)
@@ -303,7 +436,9 @@ class Sandbox:
 
     def htpasswd(self) -> Path:
         path = self.directory / "htpasswd"
-        path.write_text("AWS:" + bcrypt.hashpw(REGISTRY_PASSWORD.encode(), bcrypt.gensalt(5)).decode() + "\n")
+        path.write_text(
+            "AWS:" + bcrypt.hashpw(REGISTRY_PASSWORD.encode(), bcrypt.gensalt(5)).decode() + "\n"
+        )
         path.chmod(0o644)
         return path
 
@@ -316,11 +451,12 @@ class Sandbox:
         self.log_in({**self.env, "DOCKER_CONFIG": str(config)})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def listens(host: str, port: int) -> bool:

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""ECR's API, as moto simulates it, and the question whether a repository exists: ecr.py API_PORT EXISTS_PORT
+
+The second port is for the front of the registry: GET /<repository> answers 204 if ECR knows it, 403 if not.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+from moto.ecr.models import ecr_backends
+from moto.server import main
+
+ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's account
+
+
+class Exists(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # keeps connections open
+
+    def do_GET(self) -> None:
+        name = unquote(self.path.lstrip("/"))
+        self.send_response(204 if name in ecr_backends[ACCOUNT][REGION].repositories else 403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Exists)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    main(["--host", "127.0.0.1", "--port", sys.argv[1]])

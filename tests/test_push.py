@@ -1,0 +1,378 @@
+"""Pushing: the repository that is created if a push fails, retries, digests, and pushes in parallel."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from conftest import COMPOSE, DIGEST, ECR, World, ended, is_alive
+
+TWO_SERVICES = COMPOSE + f"  worker:\n    image: {ECR}/worker:TAG\n    build: worker\n"
+CREATE = "aws ecr create-repository"
+EXISTS = {
+    "status": 254,
+    "err": "An error occurred (RepositoryAlreadyExistsException) when calling ...\n",
+}
+DENIED = {
+    "status": 254,
+    "err": "An error occurred (AccessDeniedException) when calling CreateRepository: no\n",
+}
+
+
+@pytest.fixture
+def two_services(world: World) -> World:
+    world.write("docker-compose.yml", TWO_SERVICES)
+    world.write("worker/Dockerfile", "FROM scratch\n")
+    return world
+
+
+@pytest.fixture(autouse=True)
+def impatient(world: World) -> None:
+    world.constants = {"PUSH_PAUSES": [0, 0, 0]}
+
+
+def test_the_pauses_grow(world: World) -> None:
+    import convox_deploy
+
+    assert convox_deploy.PUSH_PAUSES == [1, 5, 15]
+
+
+# --- the repository -------------------------------------------------------------------
+
+MISSING = [  # what docker says where a repository does not exist: 20.10 and classic 29, containerd, both after EOF
+    "name unknown: The repository with name 'shop' does not exist in the registry with id '123456789012'",
+    "error from registry: The repository with name 'shop' does not exist in the registry with id '123456789012'",
+    "EOF",
+    'failed to do request: Post "https://123456789012.dkr.ecr.us-east-1.amazonaws.com/v2/shop/blobs/uploads/": EOF',
+    "something that no version of docker has said so far",
+]
+
+
+@pytest.mark.parametrize("reason", MISSING)
+def test_a_missing_repository_is_created_and_the_push_repeated_at_once(
+    world: World, reason: str
+) -> None:
+    world.constants = {"PUSH_PAUSES": [600, 600, 600]}
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": reason}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert len(world.commands("docker push")) == 2 and len(world.commands(CREATE)) == 1
+    assert "Retrying" not in ran.text
+
+
+def test_a_repository_that_exists_is_neither_looked_up_nor_created(world: World) -> None:
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    assert world.deploy().status == 0
+    assert world.commands("aws") == ["aws ecr get-login-password --region us-east-1"]
+
+
+def test_ecr_may_take_some_time_to_know_a_new_repository(world: World) -> None:
+    world.rules["docker push"] = {
+        "sequence": [{"status": 1, "err": MISSING[0]}] * 3 + [{"usual": True}]
+    }
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert len(world.commands("docker push")) == 4 and len(world.commands(CREATE)) == 1
+
+
+def test_a_repository_that_someone_else_has_created_is_pushed_to(world: World) -> None:
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": "EOF"}
+    world.rules[CREATE] = {"usual": True, **EXISTS}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+
+
+def test_a_repository_that_another_deploy_creates_at_the_same_time_is_waited_for(
+    world: World,
+) -> None:
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": MISSING[0]}
+    world.rules[CREATE] = {"usual": True, **EXISTS}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+
+
+def test_ecr_is_asked_once_and_the_error_of_the_push_stands(world: World) -> None:
+    world.rules = {"docker push": {"status": 1, "err": "unexpected EOF"}, CREATE: EXISTS}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert len(world.commands("docker push")) == 4 and len(world.commands(CREATE)) == 1
+    assert "push failed:\n`docker push` exited with code 1.\n  unexpected EOF\n" in ran.err
+
+
+@pytest.mark.parametrize("reason", MISSING[:4])
+def test_a_user_that_may_not_create_repositories_is_told_so_without_retries(
+    world: World, reason: str
+) -> None:
+    world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: DENIED}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert len(world.commands("docker push")) == 1
+    assert "The repository may not exist, and was not created." in ran.err
+    assert "AccessDeniedException" in ran.err and reason in ran.err
+
+
+def test_a_user_that_may_not_create_repositories_can_push_again_after_other_failures(
+    world: World,
+) -> None:
+    world.rules = {"docker push": {"number": 1, "status": 1, "err": "broken pipe"}, CREATE: DENIED}
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+
+
+def test_without_aws_the_error_of_the_push_says_so(world: World) -> None:
+    (world.bin / "aws").unlink()
+    world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
+    ran = world.deploy(env={"SKIP_ECR_AUTH": "1"})
+    assert ran.status == 1
+    assert "name unknown" in ran.err
+    assert "The repository may not exist, and was not created. Cannot run aws." in ran.err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_nothing_is_created(world: World, signum: int) -> None:
+    world.rules["docker push"] = {"hang": True}
+    ran = world.deploy_and_signal(signum)
+    assert ran.status == 128 + signum
+    assert world.commands(CREATE) == [] and len(world.commands("docker push")) == 1
+
+
+def test_a_registry_other_than_ecr_is_never_asked_to_create_anything(world: World) -> None:
+    world.write("docker-compose.yml", "web:\n  image: ghcr.io/me/shop:TAG\n")
+    world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert world.commands("aws") == [] and len(world.commands("docker push")) == 1
+
+
+def test_two_images_of_one_repository_create_it_once(two_services: World) -> None:
+    two_services.write("docker-compose.yml", TWO_SERVICES.replace("/worker:TAG", "/shop:TAG"))
+    ran = two_services.deploy()
+    assert ran.status == 0, ran.text
+    assert len(two_services.commands(CREATE)) == 1
+
+
+# --- retries --------------------------------------------------------------------------
+
+TRANSIENT = [
+    "received unexpected HTTP status: 503 Service Unavailable",
+    "received unexpected HTTP status: 500 Internal Server Error",
+    "unknown: unexpected status from PUT request to https://r.io/v2/shop/blobs/uploads/x: 502 Bad Gateway",
+    "unexpected status from HEAD request to https://r.io/v2/shop/manifests/x: 429 Too Many Requests",
+    "received unexpected HTTP status: 504 Gateway Timeout",
+    "error from registry: Internal",
+    "write tcp 10.0.0.1:443: connection reset by peer",
+    'failed to copy: failed to do request: Put "https://r.io": write tcp: use of closed network connection',
+    'failed to copy: failed to do request: Put "https://r.io": write tcp: broken pipe',
+    "net/http: timeout awaiting response headers",
+    "dial tcp 10.0.0.1:443: i/o timeout",
+    "net/http: TLS handshake timeout",
+    "http2: client connection lost",
+    "http: server closed idle connection",
+    "toomanyrequests: Rate exceeded",
+    "unexpected EOF",
+]
+LASTING = [
+    "denied: requested access to the resource is denied",
+    "tag invalid: The image tag 'x' already exists and cannot be overwritten because the tag is immutable.",
+    "no basic auth credentials",
+    "unknown: unexpected status from HEAD request to https://r.io/v2/api-502/manifests/x: 403 Forbidden",
+    "error parsing HTTP 404 response body: https://r.io/v2/shop-500/502/",
+    "errors of service 503: no space left on device",
+]
+
+
+@pytest.mark.parametrize("reason", TRANSIENT)
+def test_a_failure_that_may_pass_is_retried(world: World, reason: str) -> None:
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": reason}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert len(world.commands("docker push")) == 2
+    assert f"warning: `docker push` failed: {reason} Retrying in 0 s." in ran.out
+
+
+@pytest.mark.parametrize("reason", LASTING)
+def test_a_failure_that_stays_is_not_retried(world: World, reason: str) -> None:
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    world.write("docker-compose.yml", f"web:\n  image: {ECR}/api-502/shop:TAG\n")
+    world.rules["docker push"] = {"status": 1, "err": reason}
+    world.rules[CREATE] = EXISTS
+    ran = world.deploy()
+    assert ran.status == 1 and reason in ran.err
+    assert len(world.commands("docker push")) == 1
+
+
+def test_a_signal_ends_a_pause(world: World) -> None:
+    world.constants = {"PUSH_PAUSES": [600]}
+    (world.bin / "sleep").unlink()
+    (world.bin / "sleep").symlink_to(world.bin / "docker")
+    world.rules = {
+        "docker push": {"status": 1, "err": "unexpected EOF"},
+        "sleep": {"hang": True},
+        CREATE: EXISTS,
+    }
+    ran = world.deploy_and_signal(signal.SIGTERM)
+    assert ran.status == 143
+    assert len(world.commands("docker push")) == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["docker build", "convox build --app", "convox releases promote --app", "before"]
+)
+def test_nothing_else_that_changes_something_is_ever_retried(world: World, command: str) -> None:
+    world.add_hooks()
+    world.rules[command] = {"status": 1, "err": "connection reset by peer"}
+    assert world.deploy().status == 1
+    assert len(world.commands(command)) == 1
+
+
+# --- what docker says of it -----------------------------------------------------------
+
+
+def test_the_digest_is_that_of_the_last_line_of_the_push(world: World) -> None:
+    world.rules["docker push"] = {
+        "usual": True,
+        "out": "digest: sha256:" + "0" * 64 + "\nThe push refers to repository [r.io/digest]\n",
+    }
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert f"\ndigest  {DIGEST}\n" in ran.out
+
+
+def test_a_push_that_prints_no_digest_was_none(world: World) -> None:
+    world.rules["docker push"] = {"out": "Using default tag\n"}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert "It printed no digest: " in ran.err and "was not pushed." in ran.err
+
+
+def test_an_image_that_no_builder_loaded_gets_the_advice_to_load_it(world: World) -> None:
+    world.rules["docker build"] = {"out": "WARNING: No output specified with remote driver.\n"}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert "If the builder does not load images into docker, add `-- --load`." in ran.err
+
+
+@pytest.mark.parametrize("value", [None, "1", "0"])
+def test_the_default_attestations_are_off_so_that_unchanged_content_keeps_its_id(
+    world: World, value: str | None
+) -> None:
+    """With buildx on the containerd store they would make every image unique."""
+    assert world.deploy(env={"BUILDX_NO_DEFAULT_ATTESTATIONS": value}).status == 0
+    assert world.call("docker build").env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == (value or "1")
+    for other in ("docker tag", "docker image inspect", "docker image rm", "convox build --app"):
+        assert world.call(other).env.get("BUILDX_NO_DEFAULT_ATTESTATIONS") == value
+
+
+@pytest.mark.parametrize("option", ["--push", "--push=true"])
+def test_docker_build_must_not_push(world: World, option: str) -> None:
+    ran = world.deploy("--", option)
+    assert ran.status == 2
+    assert "Remove --push from the docker build arguments." in ran.err
+
+
+# --- in parallel ----------------------------------------------------------------------
+
+
+def test_pushes_run_in_parallel_and_each_line_says_for_which_service(two_services: World) -> None:
+    for name, other in (("shop", "worker"), ("worker", "shop")):
+        two_services.rules[f"docker push {ECR}/{name}"] = {
+            "usual": True,
+            "once": f"docker push {ECR}/{other}",
+            "out": f"a layer of {name}: Pushed\n",
+            "err": f"a warning about {name}\n",
+        }
+    ran = two_services.deploy()
+    assert ran.status == 0, ran.text
+    lines = ran.out.splitlines()
+    for service, name in (("web", "shop"), ("worker", "worker")):
+        assert f"{service} | a layer of {name}: Pushed" in lines
+        assert f"{service} | a warning about {name}" in lines
+
+
+def test_one_push_is_not_labeled(world: World) -> None:
+    world.rules["docker push"] = {"usual": True, "out": "as docker wrote it\n"}
+    assert "\nas docker wrote it\n" in world.deploy().out
+
+
+def test_a_push_that_fails_ends_the_others_and_is_the_one_reported(two_services: World) -> None:
+    two_services.rules = {
+        f"docker push {ECR}/worker": {"hang": True, "child": True},
+        f"docker push {ECR}/shop": {"once_one_hangs": True, "status": 1, "err": "denied: no"},
+        CREATE: EXISTS,
+    }
+    ran = two_services.deploy()
+    assert ran.status == 1
+    assert "`docker push` exited with code 1.\n  denied: no" in ran.err
+    assert not is_alive(two_services.await_hanging())
+    assert two_services.commands("convox build --app", "convox releases promote --app") == []
+    assert two_services.nothing_is_left()
+
+
+def test_preflight_checks_run_in_parallel(world: World) -> None:
+    world.rules = {
+        "docker version": {"usual": True, "once": "aws ecr get-login-password"},
+        "aws ecr get-login-password": {"usual": True, "once": "convox build --help"},
+        "convox build --help": {"usual": True, "once": "docker version"},
+    }
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+
+
+def test_docker_logs_in_to_one_registry_after_another(world: World) -> None:
+    """It rewrites its whole configuration without a lock."""
+    other = ECR.replace("us-east-1", "eu-west-1")
+    world.write("docker-compose.yml", COMPOSE + f"  worker:\n    image: {other}/worker:TAG\n")
+    world.rules["docker login"] = {"usual": True, "lock": "logging-in"}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert len(world.commands("docker login")) == 2
+
+
+# --- what is left behind --------------------------------------------------------------
+
+
+def names_removed(world: World) -> set[str]:
+    return {name for line in world.commands("docker image rm") for name in line.split()[4:]}
+
+
+def test_a_successful_push_leaves_the_image_under_its_name_in_the_registry(world: World) -> None:
+    assert world.deploy().status == 0
+    assert names_removed(world) == {world.call("docker tag").argv[2]}
+
+
+@pytest.mark.parametrize("how", ["fails", "is stopped"])
+def test_a_push_that_fails_leaves_no_name_in_docker(two_services: World, how: str) -> None:
+    world, push = two_services, f"docker push {ECR}/worker"
+    world.rules[CREATE] = EXISTS
+    (world.home / "repositories").write_text("123456789012/shop\n123456789012/worker\n")
+    if how == "fails":
+        world.rules[push] = {"status": 1, "err": "denied"}
+        ran = world.deploy()
+    else:
+        world.rules[push] = {"hang": True}
+        ran = world.deploy_and_signal(signal.SIGTERM)
+    assert ran.status in (1, 143)
+    tags = {
+        call.argv[3]
+        for call in world.calls
+        if call.line.startswith("docker tag") and "/worker:" in call.argv[3]
+    }
+    locals_ = {call.argv[3] for call in world.calls if call.line.startswith("docker build")}
+    assert tags | locals_ <= names_removed(world)
+
+
+def test_a_build_that_fails_leaves_no_name_in_docker(world: World) -> None:
+    world.rules["docker build"] = {"status": 1}
+    assert world.deploy().status == 1
+    assert world.call("docker build").argv[3] in names_removed(world)
+
+
+def test_a_cleanup_that_hangs_is_given_up(world: World) -> None:
+    world.constants = {"GRACE_SECONDS": 0.2}
+    world.rules["docker image rm"] = {"hang": True}
+    ran: Any = ended(world.start())
+    assert ran.status == 0, ran.text
+    assert "shop is now running RNEWRELEASE." in ran.out

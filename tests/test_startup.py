@@ -1,0 +1,274 @@
+"""The file itself: how it starts, on which Python, with which modules, and that it never ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TOOL, World, heed_signals
+
+SETTINGS = {
+    "--app": "APP_NAME",
+    "--rack": "CONVOX_RACK, RACK_NAME",
+    "--file": "DOCKER_COMPOSE",
+    "--tag": "IMAGE_TAG",
+    "--skip-ecr-login": "SKIP_ECR_AUTH",
+    "--timeout": "DEPLOY_TIMEOUT",
+    "--result": "DEPLOY_RESULT",
+    "--quiet": "DEPLOY_QUIET",
+    "--no-verify": "DEPLOY_NO_VERIFY",
+}
+TRAP = 'import os\nos.write(2, b"the app\'s own module was imported\\n")\nos._exit(99)\n'
+
+
+def test_the_help_shows_each_setting_its_variable_and_its_default(world: World) -> None:
+    text = " ".join(world.deploy("--help").out.split())
+    for option, variable in SETTINGS.items():
+        assert re.search(rf"{option} (?:(?! --).)*?\[env var: {variable}[;\]]", text), option
+    for default in ("the directory name", "convox.yml or docker- compose.yml", "60"):
+        assert default in text
+    for option in (
+        "--dry-run",
+        "--no-promote",
+        "--release R...",
+        "[-- DOCKER_BUILD_ARGS...]",
+        "--version",
+    ):
+        assert option in text
+
+
+# --- the app's own modules ------------------------------------------------------------
+
+
+def modules() -> list[str]:
+    """The names of all modules that a deploy imports, and of the whole standard library."""
+    return sorted({*sys.stdlib_module_names, "click", "sh", "yaml"} - {"sys"})
+
+
+@pytest.mark.parametrize(
+    "how", ["python convox_deploy.py", "./convox_deploy.py", "python lib/../convox_deploy.py"]
+)
+def test_no_module_of_the_app_is_ever_imported(world: World, how: str) -> None:
+    shutil.copy(TOOL, world.app)
+    (world.app / "lib").mkdir()
+    for name in modules():
+        if not name.startswith("__"):
+            world.write(f"{name}.py", TRAP)
+    (world.bin / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (world.bin / "python3").chmod(0o755)
+    program = how.split()[-1]
+    command = [sys.executable, program] if how.startswith("python") else [program]
+    world.ready_standins()
+    ran = subprocess.run(
+        command, cwd=world.app, env=world.env, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "shop is now running RNEWRELEASE." in ran.stdout
+    assert not any("PYTHONSAFEPATH" in call.env for call in world.calls)
+
+
+@pytest.mark.parametrize("option", ["-P", "-I"])
+def test_a_path_that_lacks_the_directory_anyway_stays_as_it_is(option: str) -> None:
+    if option == "-P" and sys.version_info < (3, 11):
+        pytest.skip("there is no -P before Python 3.11")
+    done = subprocess.run(
+        [sys.executable, option, TOOL, "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_zipapp_finds_the_libraries_in_it(tmp_path: Path) -> None:
+    import zipapp
+
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(TOOL, source / "__main__.py")
+    for package in ("click", "sh", "yaml"):
+        module = __import__(package)
+        shutil.copytree(Path(str(module.__file__)).parent, source / package)
+    zipapp.create_archive(source, tmp_path / "tool.pyz")
+    command = [sys.executable, "-S", str(tmp_path / "tool.pyz"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "version" in done.stdout, done.stderr
+
+
+# --- other Pythons and missing packages -----------------------------------------------
+
+
+def test_missing_packages_get_the_ways_to_have_them(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", TOOL], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    first, *ways = done.stderr.splitlines()
+    assert first == "convox_deploy.py needs the Python package 'click'. Use one of these:"
+    assert [way.split()[0] for way in ways] == [
+        "uv",
+        "python3",
+        "pipx",
+    ]  # each survives Debian's own Python
+
+
+def test_the_way_with_a_virtual_environment_works(tmp_path: Path) -> None:
+    shutil.copy(TOOL, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", TOOL.name], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    way = done.stderr.splitlines()[2].strip()
+    assert way == (
+        "python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python convox_deploy.py"
+    )
+
+
+def python_of(version: str) -> str:
+    """Return a Python of that version. Skip the test if there is none on this machine."""
+    places = [
+        *os.environ["PATH"].split(os.pathsep),
+        *map(str, Path.home().glob(".pyenv/versions/*/bin")),
+    ]
+    found = (shutil.which(f"python{version}", path=place) for place in places)
+    for path in filter(None, found):
+        if subprocess.run([path, "-c", ""], check=False).returncode == 0:
+            return path
+    pytest.skip(f"there is no Python {version} on this machine")
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])
+def test_a_python_that_is_too_old_is_told_so_in_a_line(version: str) -> None:
+    done = subprocess.run([python_of(version), TOOL], capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    if version == "3.8":
+        assert done.stderr == "convox_deploy.py needs Python 3.9 or later, not 3.8.\n"
+    else:  # which do not get past the parser
+        assert "# needs Python 3.9 or later" in done.stderr
+
+
+def test_the_docstring_holds_nothing_that_a_shell_would_run() -> None:
+    """For `sh convox_deploy.py`."""
+    docstring = TOOL.read_text().split('"""')[1]
+    assert "`" not in docstring and "$(" not in docstring
+
+
+def test_the_file_and_the_package_name_the_same_dependencies() -> None:
+    inline = re.search(r"^# dependencies = (\[.*\])$", TOOL.read_text(), re.MULTILINE)
+    package = re.search(
+        r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert inline and package and json.loads(inline[1]) == json.loads(package[1])
+
+
+@pytest.mark.parametrize("how", ["itself", "python", "uv", "console script"])
+def test_it_runs_in_every_way_that_the_readme_names(how: str) -> None:
+    commands = {
+        "itself": [str(TOOL)],
+        "python": [sys.executable, str(TOOL)],
+        "uv": ["uv", "run", "--quiet", "--no-project", str(TOOL)],
+        "console script": ["convox-deploy"],
+    }
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    program = shutil.which(commands[how][0], path=path)
+    assert program, f"{commands[how][0]} is not installed"
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        [program, *commands[how][1:], "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
+    assert re.search(r"version \d+\.\d+\.\d+$", done.stdout.strip()), done.stderr
+
+
+# --- never a traceback ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("debug", [None, "1"])
+def test_a_bug_ends_in_one_line_and_a_result(world: World, debug: str | None) -> None:
+    bug = """
+import sys, convox_deploy
+def bug(self):
+    raise KeyError("a bug\\nof two lines")
+convox_deploy.Docker.build = lambda self, image: bug(self)
+convox_deploy.main()
+"""
+    ran = world.deploy("--result", "result.json", program=["-c", bug], env={"DEPLOY_DEBUG": debug})
+    assert ran.status == 1
+    assert (
+        "build failed:\nUnexpected KeyError: 'a bug\\nof two lines'. This is a bug in convox_deploy.py"
+        in ran.err
+    )
+    assert "please report it, with the output of DEPLOY_DEBUG=1." in ran.err
+    assert ("Traceback" in ran.err) == bool(debug)
+    result = json.loads((world.app / "result.json").read_text())
+    assert (result["status"], result["failed_step"]) == ("failed", "build")
+    assert world.commands("convox releases promote --app") == [] and world.nothing_is_left()
+
+
+SLOW_IMPORT = """
+import os, sys
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            os.write(1, b"importing\\n")
+            import time
+            time.sleep(600)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_ctrl_c_during_startup_ends_quietly(world: World) -> None:
+    (world.home / "slow").mkdir()
+    (world.home / "slow" / "sitecustomize.py").write_text(SLOW_IMPORT)
+    process = subprocess.Popen(
+        [sys.executable, TOOL],
+        cwd=world.app,
+        env={**world.env, "PYTHONPATH": str(world.home / "slow")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
+    assert process.stdout and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+
+
+def test_a_directory_that_does_not_exist_any_more_gets_a_message(world: World) -> None:
+    gone = world.home / "gone"
+    gone.mkdir()
+    world.ready_standins()
+    command = f'cd {gone} && rmdir {gone} && exec "$@"'
+    env = {**world.env, "PATH": f"{world.bin}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, "sh", sys.executable, TOOL],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+
+
+def test_nothing_is_imported_between_fork_and_exec() -> None:
+    """Another thread may hold the lock of that import at the fork: then the child would wait for it for ever."""
+    script = """
+import sys, convox_deploy
+class Trap:
+    def find_spec(self, name, path, target=None):
+        print("imports", name)
+sys.meta_path.insert(0, Trap())
+b"docker".decode("as_it_came").encode("as_it_came")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""

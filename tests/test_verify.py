@@ -1,0 +1,238 @@
+"""What the rack must say before a deploy is green."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+from conftest import World
+
+ASK = "convox api get /apps/shop"
+SETTLED = {"status": "running"}
+
+
+def answers(*statuses: str | dict[str, Any], release: str = "RNEWRELEASE") -> dict[str, Any]:
+    """A rule: what the rack answers after the promote, one status after another, the last one again and again.
+
+    The first two questions come before the promote: for the app, and for its releases.
+    """
+    first = [{"out": json.dumps({"release": "ROLDRELEASE", "status": "running"})}, {"out": "[]"}]
+    rest = [
+        status
+        if isinstance(status, dict)
+        else {"out": json.dumps({"release": release, "status": status})}
+        for status in statuses
+    ]
+    return {"sequence": [*first, *rest]}
+
+
+@pytest.fixture(autouse=True)
+def impatient(world: World) -> None:
+    world.constants = {"POLL_SECONDS": 0.01, "PATIENCE_SECONDS": 0.5, "LAST_WORDS_SECONDS": 2}
+
+
+FAULT = {"status": 1, "err": "ERROR: connection reset by peer\n"}
+
+
+@pytest.mark.parametrize(
+    "statuses",
+    [
+        ["running"],
+        ["updating", "running"],
+        ["creating", "updating", "updating", "running"],
+        ["running", "updating", "running"],
+        ["something-new", "running"],
+        [FAULT, "running"],
+        ["updating", FAULT, FAULT, "running"],
+        ["running", FAULT, "running"],
+        [{"out": "<html>"}, "running"],
+        [{"out": "{}"}, "running"],
+    ],
+)
+def test_a_rack_that_settles_makes_the_deploy_green(world: World, statuses: list[Any]) -> None:
+    world.rules[ASK] = answers(*statuses)
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0, ran.text
+    assert "shop is now running RNEWRELEASE." in ran.out
+    assert json.loads((world.app / "result.json").read_text())["verified"] is True
+
+
+def test_the_rack_must_say_it_twice_in_a_row(world: World) -> None:
+    world.rules[ASK] = answers("running", "rollback", "failed")
+    assert world.deploy().status == 1
+
+
+def test_a_status_of_failed_fails_at_once(world: World) -> None:
+    world.rules[ASK] = answers("updating", "failed")
+    ran = world.deploy()
+    assert ran.status == 1
+    assert "The status of shop is failed. See `convox logs`." in ran.err
+    assert "shop is failed (release RNEWRELEASE)." in ran.err
+
+
+def test_another_release_that_runs_is_reported(world: World) -> None:
+    world.rules[ASK] = answers("updating", "running", release="ROLDRELEASE")
+    ran = world.deploy()
+    assert ran.status == 1
+    assert (
+        "The rack accepted the promote, but shop is running ROLDRELEASE, not RNEWRELEASE."
+        in ran.err
+    )
+    assert "shop is still running ROLDRELEASE." in ran.err
+
+
+@pytest.mark.parametrize("status", ["updating", "rollback", "something-new"])
+def test_a_status_that_does_not_change_is_named_when_the_time_is_up(
+    world: World, status: str
+) -> None:
+    world.rules[ASK] = answers("updating", status, {"hang": True}, status)
+    ran = world.deploy_and_signal(signal.SIGALRM)
+    assert ran.status == 124
+    assert f"Timed out after 60 minutes waiting for shop (status: {status})." in ran.err
+    assert f"shop is {status} (release RNEWRELEASE)." in ran.err
+
+
+def test_without_a_limit_a_waiting_deploy_is_not_silent(world: World) -> None:
+    world.constants["HEARTBEAT_SECONDS"] = 0.05
+    world.rules[ASK] = answers(*["updating"] * 20, "running")
+    ran = world.deploy("--timeout", "0")
+    assert ran.status == 0
+    assert ran.out.count("Still waiting for shop (status: updating)\n") > 1
+
+
+def test_a_rack_that_does_not_answer_any_more_is_given_up(world: World) -> None:
+    world.constants["PATIENCE_SECONDS"] = 0.05
+    world.rules[ASK] = answers("updating", FAULT)
+    ran = world.deploy()
+    assert ran.status == 1
+    assert (
+        "promote failed:\n`convox api get` exited with code 1.\n  ERROR: connection reset by peer\n"
+        in ran.err
+    )
+    assert "shop could not be asked what it is running." in ran.err
+
+
+# --- a login that may not read the app ------------------------------------------------
+
+REFUSALS = [
+    "ERROR: forbidden",
+    "ERROR: response status: 403",
+    "ERROR: Command not supported for deploy key",
+    "no",
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_login_that_may_not_read_the_app_fails_in_preflight(world: World, refusal: str) -> None:
+    world.rules[ASK] = {"status": 1, "err": refusal}
+    ran = world.deploy()
+    assert ran.status == 2
+    assert "A deploy key that is not allowed to read the app needs --no-verify" in ran.err
+    assert world.commands("docker build") == []
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_such_a_login_deploys_with_no_verify(world: World, how: str) -> None:
+    world.rules[ASK] = {"status": 1, "err": "ERROR: forbidden"}
+    args, env = (["--no-verify"], {}) if how == "option" else ([], {"DEPLOY_NO_VERIFY": "1"})
+    ran = world.deploy(*args, "--result", "result.json", env=env)
+    assert ran.status == 0, ran.text
+    assert "Promoted RNEWRELEASE. Nobody checked what is running." in ran.out
+    assert "now running" not in ran.out and "To roll back" not in ran.out
+    result = json.loads((world.app / "result.json").read_text())
+    assert (result["status"], result["verified"], result["running"]) == ("succeeded", False, "")
+    assert result["promote_requested"] is True
+
+
+def test_no_verify_still_proves_the_login(world: World) -> None:
+    world.rules["convox rack"] = {"status": 1, "err": "ERROR: Unable to authenticate.\n"}
+    ran = world.deploy("--no-verify")
+    assert ran.status == 2
+    assert (
+        "Unable to authenticate" in ran.err and "Check CONVOX_HOST and CONVOX_PASSWORD" in ran.err
+    )
+    assert world.commands("docker build") == []
+
+
+# --- what is live after a promote that failed -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (
+            {"out": '{"release": "ROLDRELEASE", "status": "running"}'},
+            "shop is still running ROLDRELEASE.",
+        ),
+        (
+            {"out": '{"release": "RNEWRELEASE", "status": "running"}'},
+            "shop is now running RNEWRELEASE.",
+        ),
+        (
+            {"out": '{"release": "RNEWRELEASE", "status": "updating"}'},
+            "shop is updating (release RNEWRELEASE).",
+        ),
+        ({"out": "<html>"}, "shop could not be asked what it is running."),
+        ({"status": 1}, "shop could not be asked what it is running."),
+        ({"hang": True}, "shop could not be asked what it is running."),
+    ],
+)
+@pytest.mark.parametrize("how", ["failed", "stopped"])
+def test_what_is_live_after_a_promote_that_went_wrong_is_told(
+    world: World, how: str, after: dict[str, Any], told: str
+) -> None:
+    world.constants["LAST_WORDS_SECONDS"] = 0.5
+    world.rules[ASK] = {"sequence": [*answers()["sequence"], after]}
+    promote = "convox releases promote --app"
+    if how == "failed":
+        world.rules[promote] = {"status": 1, "err": "ERROR: rollback\n"}
+        ran = world.deploy()
+        assert ran.status == 1
+    else:
+        world.rules = {promote: {"hang": True}, **world.rules}
+        ran = world.deploy_and_signal(signal.SIGTERM)
+        assert ran.status == 143
+    assert (
+        f"\n{told}\nThe promote of RNEWRELEASE was requested and may still be in progress.\n"
+        in ran.err
+    )
+
+
+def test_after_a_second_signal_the_rack_is_not_asked(world: World) -> None:
+    world.rules["convox releases promote --app"] = {"hang": True, "ignore_term": True}
+    process = world.start()
+    world.await_hanging()
+    process.send_signal(signal.SIGINT)
+    world.await_term()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(world.commands(ASK)) == 2  # both before the promote
+    assert "The promote of RNEWRELEASE was requested" in err
+
+
+def test_before_the_promote_the_rack_is_not_asked_again(world: World) -> None:
+    world.rules["docker push"] = {"status": 1, "err": "denied"}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert len(world.commands(ASK)) == 1
+    assert (
+        "Nothing was released or promoted. shop was running ROLDRELEASE when this deploy started."
+        in ran.err
+    )
+
+
+def test_a_successful_deploy_says_how_to_roll_back(world: World) -> None:
+    ran = world.deploy()
+    assert ran.out.endswith(
+        "\nTo roll back: convox releases promote --app shop --wait ROLDRELEASE\n"
+    )
+
+
+def test_a_first_deploy_has_nothing_to_roll_back_to(world: World) -> None:
+    (world.home / "running").write_text("\n")
+    ran = world.deploy()
+    assert ran.status == 0
+    assert ran.out.endswith("\nshop is now running RNEWRELEASE.\n")
