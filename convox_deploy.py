@@ -146,6 +146,15 @@ class Settings:
         if self.result and (problem := result_problem(Path(self.result))):
             yield problem
 
+    def resume_command(self, release: str) -> str:
+        """Return a command that promotes a release from any directory."""
+        command = [
+            sys.executable, sys.argv[0], "--app", self.app, *option("--rack", self.rack),
+            *option("--file", self.file if self.file != default_manifest() else ""),
+            *(["--no-verify"] if self.no_verify else []), "--release", release,
+        ]  # fmt: skip
+        return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
+
 
 class Rack(NamedTuple):
     """The rack of a deploy, for all its commands and hooks."""
@@ -160,17 +169,16 @@ def choose_rack(option: str) -> Rack:
 
     CONVOX_HOST and CONVOX_PASSWORD lead CLIs up to v2 to a rack, RACK_URL those from v2 on.
     """
-    host, password, url = env("CONVOX_HOST"), env("CONVOX_PASSWORD"), rack_url()
-    if url.hostname:
-        host, password = url.netloc.rpartition("@")[2], unquote(url.password or "")
+    url = rack_url()
+    host = url.netloc.rpartition("@")[2] or env("CONVOX_HOST")
     if host and not option and not is_console(host):
+        password = unquote(url.password or "") or env("CONVOX_PASSWORD")
         url_text = env("RACK_URL") or f"https://convox:{url_quote(password)}@{host}"
         login = {"CONVOX_HOST": host, "CONVOX_PASSWORD": password, "RACK_URL": url_text}
         return Rack(host, "", login)
-    name = option or local_setting("rack")
-    return Rack(
-        name or "the convox CLI's current rack", name, {"CONVOX_RACK": name} if name else {}
-    )
+    if name := option or local_setting("rack"):
+        return Rack(name, name, {"CONVOX_RACK": name})
+    return Rack("the convox CLI's current rack", "", {})
 
 
 def rack_url() -> SplitResult:
@@ -202,8 +210,6 @@ def rack_problems(option: str) -> Iterator[str]:
         yield "RACK_URL must look like https://convox:PASSWORD@HOST."
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-    if option == env("CONVOX_RACK") and env("RACK_NAME") not in ("", option):
-        yield "CONVOX_RACK and RACK_NAME name different racks. Unset one of them."
     if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
         yield f"CONVOX_HOST must be a host name like rack.example.com, not {host!r}."
     if is_console(host) and not (option or url_host or local_setting("rack")):
@@ -304,13 +310,13 @@ class Service(NamedTuple):
 
 
 class Scalar(str):
-    """A value as it is written, a number too, and where that is in the text."""
+    """A value as it is written, and where that is in the text."""
 
     start = end = 0
 
 
 class Loader(yaml.SafeLoader):
-    """Makes all values Scalars, and notes duplicate keys."""
+    """Reads all values as they are written, numbers too, and notes duplicate keys."""
 
     problems: list[str]
 
@@ -362,6 +368,11 @@ class Manifest(NamedTuple):
         for offset in sorted(tags, reverse=True):
             text = text[:offset] + tags[offset] + text[offset + len("TAG") :]
         return text
+
+    def diff(self, text: str, name: str) -> str:
+        before, after = self.text.splitlines(), text.splitlines()
+        lines = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
+        return "\n".join(lines)
 
 
 def where_to_look() -> str:
@@ -531,13 +542,12 @@ class NotStarted(DeployError):
 class Stopped(DeployError):
     """The deploy was stopped by a signal. SIGALRM stands for the timeout of a step."""
 
-    def __init__(self, signum: int, during: str, minutes: float) -> None:
-        self.exit_code = TIMED_OUT if signum == SIGALRM else 128 + signum
-        why = f"Stopped by {signal.Signals(signum).name} {during}."
+    def __init__(self, signum: int, when: str, minutes: float) -> None:
+        self.exit_code = 128 + signum
+        why = f"Stopped by {signal.Signals(signum).name} {when}."
         if signum == SIGALRM:
-            why = (
-                f"Timed out after {minutes:g} minutes {during}. Raise --timeout or DEPLOY_TIMEOUT."
-            )
+            self.exit_code = TIMED_OUT
+            why = f"Timed out after {minutes:g} minutes {when}. Raise --timeout or DEPLOY_TIMEOUT."
         super().__init__(why)
 
 
@@ -553,7 +563,8 @@ class Shell:
         self.dry_run, self.minutes = settings.dry_run, settings.timeout
         self.quiet = settings.quiet and not settings.dry_run
         self.hidden: deque[str] = deque(maxlen=100_000)  # lines not shown, if quiet
-        self.doing = ""  # for messages, if not the command that runs
+        self.waiting_for = ""  # for messages, if that takes more than the command that runs
+        self.started = self.heard = 0.0  # the step, and the last sign of life
         self.stopped_by: Optional[int] = None
         self.signals = 0  # received from outside
         self._force = 0  # 1: TERM was sent, 2: KILL was sent, 3: we gave up
@@ -639,10 +650,11 @@ class Shell:
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def raise_if_stopped(self, during: str = "") -> None:
+    def raise_if_stopped(self, doing: str = "") -> None:
         if self.stopped_by is not None:
-            during = during or self.doing or "between two commands"
-            raise Stopped(self.stopped_by, during, self.minutes)
+            doing = doing or self.waiting_for
+            when = f"while {doing}" if doing else "between two commands"
+            raise Stopped(self.stopped_by, when, self.minutes)
 
     def _run(
         self,
@@ -652,20 +664,21 @@ class Shell:
     ) -> str:
         """Run a command to its end and return its stdout. Raise CommandFailed or Stopped."""
         command, broken = self._start(argv, **options), None
-        during = self.doing or f"during `{short_name(argv)}`"
-        for line in self._lines(command, during):
+        doing = self.waiting_for or f"running `{short_name(argv)}`"
+        for line in self._lines(command, doing):
             try:
                 if show:
                     show(line)
+                    self.heard = time.monotonic()
             except OSError as error:  # nobody reads our own output any more
                 broken = error
                 self.stop(SIGPIPE)
         if self.stopped_by is not None:
-            during += self._await_group(command.pgid)
+            doing += self._await_group(command.pgid)
         self._groups.discard(command.pgid)
         if broken:
             raise broken
-        self.raise_if_stopped(during)
+        self.raise_if_stopped(doing)
         stdout, stderr = (os.fsdecode(stream) for stream in (command.stdout, command.stderr))
         if command.exit_code:
             output = stderr or (stdout if show or "_err_to_out" in options else "")
@@ -696,10 +709,9 @@ class Shell:
             kill_group(command.pgid, SIGTERM)
         return command
 
-    def _lines(self, command: Any, during: str) -> Iterator[str]:
-        """Yield the lines of a command that we read. Give a sign of life while there are none."""
-        options, started = command.call_args, time.monotonic()
-        heard, patience = started, HEARTBEAT_SECONDS
+    def _lines(self, command: Any, doing: str) -> Iterator[str]:
+        """Yield the lines of a command that we read. Print a sign of life while all is silent."""
+        options, patience = command.call_args, HEARTBEAT_SECONDS
         if options["out"]:  # its output is not for us to read
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
         for line in command if options["iter_noblock"] else ticks(command):
@@ -707,12 +719,11 @@ class Shell:
             if self._force > 2:
                 return
             if line != errno.EWOULDBLOCK:
-                heard = now
                 yield line.rstrip("\n")
-            elif now - heard > patience:
-                heard = now
+            elif now - self.heard > patience:
+                self.heard = now
                 with suppress(OSError):
-                    echo(f"Still {during} ({(now - started) / 60:.0f} min)")
+                    echo(f"Still {doing}, after {(now - self.started) / 60:.0f} min.")
 
     def _await_group(self, group: int) -> str:
         """Wait until the children of a stopped command have ended, or name what we cannot end."""
@@ -802,7 +813,7 @@ class Commit(NamedTuple):
 
 
 def read_commit(shell: Shell) -> Commit:
-    """Return the commit of the working tree that we are in. Raise CommandFailed."""
+    """Return the commit of the working tree that we are in. Raise CommandFailed or NotStarted."""
 
     def git(*args: str) -> str:
         return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
@@ -810,10 +821,10 @@ def read_commit(shell: Shell) -> Commit:
     if not any((directory / ".git").exists() for directory in (Path.cwd(), *Path.cwd().parents)):
         return Commit()
     sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
-    branch = git("rev-parse", "--abbrev-ref", "HEAD")
+    head = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir")
+    branch, _, git_dir = head.partition(" ")
     if branch == "HEAD":  # CI systems check out a commit
         branch = next(filter(None, map(env, BRANCHES)), branch).replace("origin/", "", 1)
-    git_dir = git("rev-parse", "--absolute-git-dir")
     return Commit(sha, branch, git("describe", "--always", "--dirty"), title, git_dir)
 
 
@@ -949,6 +960,16 @@ class Docker(NamedTuple):
             if not self.shell.capture(*version).strip():
                 raise CommandFailed(version, 0, "No Docker daemon answered.")
 
+    def build_problems(self, images: Sequence[Image]) -> Iterator[str]:
+        """Yield what docker build would find out only after the builds before it."""
+        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.settings.docker_build_args))
+        for build in (image.build for image in images if "://" not in image.build.context):
+            dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
+            if not os.path.isdir(build.context):
+                yield f"Build context {build.context!r} is not a directory. Correct `build:`."
+            elif not dockerfile.is_file() and not names_file:
+                yield f"{dockerfile} not found. Create it, or name another one under `build:`."
+
     def login(self, ecr: Ecr, password: str) -> None:
         login = ["docker", "login", "--username", "AWS", "--password-stdin", ecr.registry]
         self.shell.show(ecr.get_password, login)
@@ -1070,6 +1091,15 @@ class Convox:
         if "--rack" not in self.options["build"]:
             self.rack = []  # CONVOX_RACK has to do
 
+    def check(self, no_verify: bool) -> str:
+        """Return the release that is running. A login that may not read it needs --no-verify."""
+        self.read_help()
+        if no_verify:
+            self.ask("rack", *self.rack)  # what every login may
+            return ""
+        with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
+            return self.read_app().release
+
     def ask(self, *words: str) -> str:
         """Return the answer to a question. It may hold secrets: no error shows any of it."""
         with advice(CONVOX_ADVICE):
@@ -1131,8 +1161,7 @@ class Convox:
 
     def await_running(self, release: str) -> None:
         """Wait until the rack has said twice in a row that the release is running."""
-        app = before = None
-        answered = told = time.monotonic()
+        app, before, answered = None, None, time.monotonic()
         while not app or app != before or app.status != "running":
             before, now = app, time.monotonic()
             try:
@@ -1145,10 +1174,7 @@ class Convox:
             if status == "failed":
                 raise DeployError(f"The status of {self.app} is failed. See `convox logs`.")
             if status != "running":
-                self.shell.doing = f"waiting for {self.app} (status: {status})"
-                if now - told > HEARTBEAT_SECONDS:
-                    told = now
-                    echo(f"Still {self.shell.doing}")
+                self.shell.waiting_for = f"waiting for {self.app} (status: {status})"
                 self.shell.capture("sleep", str(POLL_SECONDS))
         if app.release != release:
             raise DeployError(
@@ -1187,6 +1213,14 @@ def check_hook(name: str) -> Iterator[str]:
             yield f"{path}: interpreter {shebang['program']!r} not found. Install it or fix line 1."
         elif not shebang and not line.startswith("\x7fELF"):
             yield f"{path} has no shebang line. Add one as the first line, such as #!/bin/sh"
+
+
+def image_variables(images: Sequence[Image]) -> Iterator[tuple[str, str]]:
+    """Yield the local images by the names that hooks know them by."""
+    yield from [("DOCKER_TAG", image.local) for image in images[:1]]  # the first service's
+    for image in images:
+        for service in image.services:
+            yield "DOCKER_TAG_" + re.sub("[^A-Z0-9]", "_", service.name.upper()), image.local
 
 
 # --- the lifecycle --------------------------------------------------------------------
@@ -1230,7 +1264,7 @@ class Deploy:
         """Give a step its header, its timeout, and its time in the summary."""
         self.shell.raise_if_stopped()
         echo(header(name), fg="cyan", bold=True)
-        started = time.monotonic()
+        started = self.shell.started = self.shell.heard = time.monotonic()
         self.outcome.seconds[name] = 0
         self.shell.hidden.clear()
         signal.setitimer(signal.ITIMER_REAL, self.settings.timeout * 60)
@@ -1253,7 +1287,7 @@ class Deploy:
                 raise DeployError(*self.unreachable)
             if self.unreachable:
                 echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
-            self.introduce()
+            self.shell.say("\n".join(introduction(self)), bold=True)
             self.log_in()
 
     def local_problems(self) -> Iterator[str]:
@@ -1283,17 +1317,10 @@ class Deploy:
         self.images = [*images.values()]
 
     def build_problems(self) -> Iterator[str]:
-        """Yield what docker build would find out only after the builds before it."""
         targets = {(service.repository, service.build) for service in self.manifest.services}
         if self.settings.tag and len({repository for repository, _ in targets}) < len(targets):
             yield "IMAGE_TAG would give different images in one repository the same tag. Unset it."
-        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.settings.docker_build_args))
-        for build in (image.build for image in self.images if "://" not in image.build.context):
-            dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
-            if not os.path.isdir(build.context):
-                yield f"Build context {build.context!r} is not a directory. Correct `build:`."
-            elif not dockerfile.is_file() and not names_file:
-                yield f"{dockerfile} not found. Create it, or name another one under `build:`."
+        yield from self.docker.build_problems(self.images)
 
     def check_git(self) -> None:
         try:
@@ -1304,12 +1331,7 @@ class Deploy:
                 raise
 
     def check_convox(self) -> None:
-        self.convox.read_help()
-        if self.settings.no_verify:
-            self.convox.ask("rack", *self.convox.rack)  # what every login may
-            return
-        with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
-            self.outcome.running_before = self.convox.read_app().release
+        self.outcome.running_before = self.convox.check(self.settings.no_verify)
 
     def get_passwords(self) -> None:
         for service in self.manifest.services if not self.settings.skip_ecr_login else []:
@@ -1321,23 +1343,6 @@ class Deploy:
         """Log docker in to one ECR after another. The build may need images from there."""
         for ecr, password in self.logins:
             self.docker.login(ecr, password)
-
-    def introduce(self) -> None:
-        """Say what is deployed where."""
-        file, before = self.settings.file, self.outcome.running_before
-        subject = self.commit.title.partition(" ")[2]
-        commit = self.commit.describe + (f' "{subject}"' if subject else "")
-        running = f" (running: {before})" if before else ""
-        words = [
-            "Deploying",
-            self.settings.app,
-            self.settings.release or commit,
-            "to",
-            self.rack.label,
-        ]
-        self.shell.say(" ".join(filter(None, words)) + running, bold=True)
-        others = [f", not {name}" for name in MANIFESTS if name != file and os.path.exists(name)]
-        self.shell.say(f"Manifest: {file}{''.join(others)}")
 
     def hook(self, name: str) -> None:
         """Run a hook as a step. Say so in one line if there is none."""
@@ -1353,19 +1358,11 @@ class Deploy:
             self.shell.run(str(path), _in=0, _env=variables)
 
     def hook_variables(self, name: str) -> dict[str, str]:
-        commit = self.commit
-        variables = {
-            "APP_NAME": self.settings.app,
-            "RACK_NAME": self.rack.name,
-            "GIT_HASH": commit.hash,
-            "GIT_BRANCH": commit.branch,
-            "GIT_DESCRIPTION": commit.title,
-        }
-        for image in self.images if name != "before_build" else []:
-            variables.setdefault("DOCKER_TAG", image.local)  # the first service's
-            for service in image.services:
-                suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
-                variables[f"DOCKER_TAG_{suffix}"] = image.local
+        variables = {"APP_NAME": self.settings.app, "RACK_NAME": self.rack.name}
+        variables["GIT_HASH"], variables["GIT_BRANCH"] = self.commit.hash, self.commit.branch
+        variables["GIT_DESCRIPTION"] = self.commit.title
+        if name != "before_build":
+            variables.update(image_variables(self.images))
         if self.outcome.release:
             variables["RELEASE_ID"] = self.outcome.release
         return variables
@@ -1417,18 +1414,17 @@ class Deploy:
             tags = {service.tag_offset: image.tag for image in images for service in image.services}
             text = self.manifest.with_tags(tags)
             if self.settings.dry_run:
-                before, after = self.manifest.text.splitlines(), text.splitlines()
-                diff = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
-                self.shell.say("\n".join(diff))
+                self.shell.say(self.manifest.diff(text, name))
             about = f"{self.commit.title or images[0].tag} {run_url()}".strip()
-            with directory_with(name, text) as directory:
+            with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
+                Path(directory, name).write_bytes(text.encode())
                 release = self.convox.build(directory, name, about, self.commit.git_dir)
             if release == self.outcome.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
             self.outcome.release = release
             if not self.settings.dry_run:
                 echo(f"Built release {release} (not live yet). To resume from here:")
-                echo(f"  {self.resume_command()}")
+                echo(f"  {self.settings.resume_command(release)}")
 
     def promote(self) -> None:
         with self.step("promote"):
@@ -1445,16 +1441,6 @@ class Deploy:
             if not settings.no_verify:
                 self.convox.await_running(release)
                 self.outcome.running, self.outcome.verified = release, True
-
-    def resume_command(self) -> str:
-        """Return a command that promotes our release, from any directory."""
-        settings = self.settings
-        command = [
-            sys.executable, sys.argv[0], "--app", settings.app, *option("--rack", settings.rack),
-            *option("--file", settings.file if settings.file != default_manifest() else ""),
-            *(["--no-verify"] if settings.no_verify else []), "--release", self.outcome.release,
-        ]  # fmt: skip
-        return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
 
 
 def deploy(settings: Settings) -> None:
@@ -1473,20 +1459,19 @@ def deploy(settings: Settings) -> None:
             run.promote()
 
 
+def introduction(run: Deploy) -> Iterator[str]:
+    """Yield what is deployed where, and from which manifest."""
+    settings, subject = run.settings, run.commit.title.partition(" ")[2]
+    what = f"{settings.app} {settings.release or run.commit.describe}".rstrip()
+    what += f' "{subject}"' if subject and not settings.release else ""
+    running = run.outcome.running_before and f" (running: {run.outcome.running_before})"
+    yield f"Deploying {what} to {run.rack.label}{running}"
+    others = [name for name in MANIFESTS if name != settings.file and os.path.exists(name)]
+    yield ", not ".join([f"Manifest: {settings.file}", *others])
+
+
 def header(step: str) -> str:
     return f"\n==> [{STEPS.index(step) + 1}/{len(STEPS)}] {step}"
-
-
-@contextmanager
-def directory_with(name: str, text: str) -> Iterator[str]:
-    """Yield a temporary directory that holds just one file."""
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="convox-deploy-")
-        Path(directory.name, name).write_bytes(text.encode())
-    except OSError as error:
-        raise DeployError(f"Cannot write a temporary file: {error.strerror}. Set TMPDIR.") from None
-    with directory:
-        yield directory.name
 
 
 def problem_of(check: Callable[[], None]) -> str:
@@ -1516,7 +1501,8 @@ def reporting(run: Deploy) -> Iterator[None]:
     except DeployError as caught:
         error = caught
     except OSError as caught:
-        error = DeployError(f"{caught.filename or 'Cannot write'}: {caught.strerror or caught}.")
+        what = f"{caught.filename or 'Cannot write'}: {caught.strerror or caught}"
+        error = DeployError(f"{what.rstrip('.')}. Free some disk space, or set TMPDIR.")
         error.exit_code = BROKEN_PIPE if isinstance(caught, BrokenPipeError) else FAILED
     except Exception as caught:
         error = unexpected(caught)
@@ -1599,7 +1585,7 @@ def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
         echo(f"Dry run: nothing was changed{but}.", bold=True)
     elif settings.no_promote:
         echo(f"\nBuilt release {outcome.release}, and did not promote it. To do so:", bold=True)
-        echo(f"  {run.resume_command()}")
+        echo(f"  {settings.resume_command(outcome.release)}")
     elif settings.no_verify:
         echo(f"\nPromoted {outcome.release}. Nobody checked what is running.", fg="yellow")
     else:
@@ -1621,6 +1607,7 @@ def summary(outcome: Outcome) -> Iterator[str]:
 def state(run: Deploy, error: DeployError) -> str:
     """Return how a deploy that failed leaves the app."""
     app, outcome = run.settings.app, run.outcome
+    resume = run.settings.resume_command(outcome.release)
     was = f" {app} was running {outcome.running_before} when this deploy started."
     was = was if outcome.running_before else ""
     if run.settings.dry_run or run.current_step == "preflight":
@@ -1630,13 +1617,11 @@ def state(run: Deploy, error: DeployError) -> str:
             f"The promote of {outcome.release} was requested and may still be in progress.\n"
             f"  Check:  convox apps info --app {app}\n"
             f"  Cancel: convox apps cancel --app {app}\n"
-            f"  Retry:  {run.resume_command()}"
+            f"  Retry:  {resume}"
         )
     if outcome.release:
-        resume = (
-            f"Release {outcome.release} is built. To resume from here:\n  {run.resume_command()}"
-        )
-        return f"Nothing was promoted.{was} {resume}"
+        built = f"Release {outcome.release} is built. To resume from here:\n  {resume}"
+        return f"Nothing was promoted.{was} {built}"
     if run.current_step == "release" and error.exit_code != FAILED:
         return (
             f"Nothing was promoted.{was} The build may still be running on the rack (check `convox"
@@ -1684,13 +1669,12 @@ class Command(click.Command):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         words = args[: [*args, "--"].index("--")]
-        if not {"-h", "--help", "--version", "--dry-run"} & {*words}:
-            result = click.Option(["--result"], envvar="DEPLOY_RESULT")
-            lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
-            only = click.Command(
-                "", params=[result], add_help_option=False, context_settings=lenient
+        if not context.resilient_parsing and {"-h", "--help", "--version"}.isdisjoint(words):
+            lenient = self.make_context(
+                "", words, resilient_parsing=True, ignore_unknown_options=True
             )
-            remove_result(Path(only.make_context("", words).params["result"] or ""))
+            if not lenient.params["dry_run"]:
+                remove_result(Path(lenient.params["result"] or ""))
         try:
             return super().parse_args(context, args)
         except click.NoSuchOption as error:

@@ -6,11 +6,15 @@ import pytest
 from conftest import COMPOSE, ECR, World
 
 
-@pytest.mark.parametrize("victim", ["after_build", "before_release"])
-@pytest.mark.parametrize("hook", ["before_build", "after_build"])
+@pytest.mark.parametrize(
+    ("hook", "victim"),
+    [
+        ("before_build", "after_build"),
+        ("before_build", "before_release"),
+        ("after_build", "before_release"),
+    ],
+)
 def test_a_hook_that_disappears_is_a_failure(world: World, hook: str, victim: str) -> None:
-    if hook == victim:
-        pytest.skip("a hook that removes itself has run")
     world.add_hooks(victim)
     world.write(f"deploy/{hook}.sh", f"#!/bin/sh\n/bin/rm deploy/{victim}.sh\n", 0o755)
     ran = world.deploy()

@@ -187,7 +187,6 @@ MISTAKES: dict[str, Arrange] = {
     "a result in no directory": settings("--result", "no/such/dir.json"),
     "a result that would replace the manifest": settings("--result", "docker-compose.yml"),
     # the rack
-    "two names of racks": settings(CONVOX_RACK="a", RACK_NAME="b"),
     "a rack and a URL": settings(
         CONVOX_RACK="a", RACK_URL="https://x@y", CONVOX_HOST=None, CONVOX_PASSWORD=None
     ),

@@ -182,7 +182,7 @@ def test_a_command_that_is_read_and_silent_gives_a_sign_of_life(
     ran = world.deploy(*args)
     assert ran.status == 0, ran.text
     name = " ".join(command.split()[:3]).removesuffix(" --app")
-    assert ran.out.count(f"\nStill during `{name}` (0 min)\n") >= 2
+    assert ran.out.count(f"\nStill running `{name}`, after 0 min.\n") >= 2
 
 
 def test_a_command_that_passes_through_gives_one_in_logs_but_not_on_a_terminal(
@@ -190,7 +190,7 @@ def test_a_command_that_passes_through_gives_one_in_logs_but_not_on_a_terminal(
 ) -> None:
     world.constants["HEARTBEAT_SECONDS"] = 0.05
     world.rules["docker build"] = {"usual": True, "pause": 1}
-    sign = "Still during `docker build` (0 min)"
+    sign = "Still running `docker build`, after 0 min."
     assert sign in world.deploy().out
     assert sign not in on_a_terminal(world)
 

@@ -55,7 +55,7 @@ def test_every_command_and_hook_gets_the_rack_that_is_named(
             assert call.env["RACK_NAME"] == "org/production"
 
 
-@pytest.mark.parametrize(("cli", "password"), zip(itertools.cycle(CLIS), PASSWORDS))
+@pytest.mark.parametrize(("cli", "password"), [*zip(itertools.cycle(CLIS), PASSWORDS)])
 def test_a_direct_login_reaches_every_generation_and_wins_over_the_local_setting(
     world: World, password: str, cli: str
 ) -> None:

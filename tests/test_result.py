@@ -81,7 +81,7 @@ def test_an_interruption_is_told(world: World, command: str) -> None:
     assert result["release"] == ("RNEWRELEASE" if is_promote else "")
     assert (result["promote_requested"], result["verified"]) == (is_promote, False)
     assert result["running"] == ("ROLDRELEASE" if is_promote else "")
-    assert "Stopped by SIGTERM during" in result["error"]
+    assert "Stopped by SIGTERM while running" in result["error"]
 
 
 def test_a_problem_in_preflight_is_told(world: World) -> None:
@@ -106,7 +106,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize(("name", "how"), zip(FOREIGN, itertools.cycle(["option", "variable"])))
+@pytest.mark.parametrize(("name", "how"), [*zip(FOREIGN, itertools.cycle(["option", "variable"]))])
 def test_a_file_that_is_not_ours_is_never_replaced(world: World, name: str, how: str) -> None:
     text = FOREIGN[name]
     path = world.app / name if text is None else world.write(name, text.encode("latin-1"), 0o755)

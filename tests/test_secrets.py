@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import urllib.parse
 from pathlib import Path
@@ -202,16 +204,15 @@ def test_a_secret_that_comes_in_pieces_is_hidden(world: World, pause: float) -> 
 
 
 def test_no_process_shows_a_secret_while_it_runs(world: World) -> None:
-    """Reads the argument list of every process there is while docker pushes."""
+    """Read the argument lists of the tool and of all its commands while docker pushes."""
     world.rules["docker push"] = {"hang": True}
     process = world.start(env=dict(SECRETS))
     world.await_hanging()
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().decode(errors="replace"))
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            if os.fsencode(world.home) in path.with_name("environ").read_bytes():
+                lines.append(path.read_bytes().decode(errors="replace"))
     temporary = "".join(
         path.read_text(errors="replace") for path in world.tmp.rglob("*") if path.is_file()
     )

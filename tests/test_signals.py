@@ -40,7 +40,7 @@ def test_a_signal_ends_the_running_command_and_says_what_goes_on(
     process.send_signal(signum)
     ran = ended(process)
     assert ran.status == 128 + signum
-    assert f"Stopped by {signum.name} during `" in ran.err
+    assert f"Stopped by {signum.name} while running `" in ran.err
     assert HANGING[command] in ran.err and "Traceback" not in ran.err
     assert not is_alive(pid)
     assert not has_child or not is_alive(int((world.home / "child").read_text()))
@@ -85,7 +85,9 @@ def test_a_timeout_ends_the_command_and_its_children(world: World, command: str)
     ran = world.deploy("--timeout", "1.5s")
     assert ran.status == 124
     name = "convox build" if command.startswith("convox") else "deploy/before_build.sh"
-    message = f"Timed out after 0.025 minutes during `{name}`. Raise --timeout or DEPLOY_TIMEOUT."
+    message = (
+        f"Timed out after 0.025 minutes while running `{name}`. Raise --timeout or DEPLOY_TIMEOUT."
+    )
     assert message in ran.err
     assert not is_alive(int((world.home / "child").read_text()))
 

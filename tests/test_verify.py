@@ -90,16 +90,16 @@ def test_a_status_that_does_not_change_is_named_when_the_time_is_up(
     world.rules[ASK] = answers("updating", status, {"hang": True}, status)
     ran = world.deploy_and_signal(signal.SIGALRM)
     assert ran.status == 124
-    assert f"Timed out after 60 minutes waiting for shop (status: {status})." in ran.err
+    assert f"Timed out after 60 minutes while waiting for shop (status: {status})." in ran.err
     assert f"shop is {status} (release RNEWRELEASE)." in ran.err
 
 
 def test_without_a_limit_a_waiting_deploy_is_not_silent(world: World) -> None:
-    world.constants["HEARTBEAT_SECONDS"] = 0.05
-    world.rules[ASK] = answers(*["updating"] * 20, "running")
+    world.constants.update(HEARTBEAT_SECONDS=0.05, POLL_SECONDS=0.25)
+    world.rules[ASK] = answers(*["updating"] * 4, "running")
     ran = world.deploy("--timeout", "0")
     assert ran.status == 0
-    assert ran.out.count("Still waiting for shop (status: updating)\n") > 1
+    assert ran.out.count("Still waiting for shop (status: updating), after 0 min.\n") > 1
 
 
 def test_a_rack_that_does_not_answer_any_more_is_given_up(world: World) -> None:
