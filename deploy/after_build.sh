@@ -1,10 +1,12 @@
 #!/bin/sh
-# Runs after `docker build` and before the push. For what needs the image: tests, assets built inside it.
-# A non-zero exit status stops the deploy. As it is, this file does nothing.
+# Runs after `docker build` and before the push. Use it for anything that needs the image, such as tests or asset
+# compilation. A non-zero exit status stops the deploy. This template does nothing by itself.
 #
-# In the environment, beside what before_build.sh gets:
-#   DOCKER_TAG             the local image, as `docker run` takes it; with several builds the first service's
-#   DOCKER_TAG_<SERVICE>   each service's, its name in capitals: DOCKER_TAG_WEB
+# Environment variables, in addition to those of before_build.sh:
+#   DOCKER_TAG             the local image, to use with `docker run` (the first service's, if there are several images)
+#   DOCKER_TAG_<SERVICE>   each service's image, by the service name in capitals: DOCKER_TAG_WEB
 #
-# What DOCKER_TAG names after this hook is what is pushed. For example:
+# Whatever DOCKER_TAG points to when this hook exits is what gets pushed.
+#
+# Example:
 #   docker run --rm "$DOCKER_TAG" rake test

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Runs before `docker build`, in the app's root. For what the build needs: generated files, a check of the tree.
-# A non-zero exit status stops the deploy. As it is, this file does nothing.
+# Runs before `docker build`, in the project root. Use it to prepare the build: generate files, run checks.
+# A non-zero exit status stops the deploy. This template does nothing by itself.
 #
-# In the environment, beside the caller's own (CONVOX_HOST, CONVOX_PASSWORD, AWS_*):
-#   APP_NAME         the app
-#   RACK_NAME        the rack, if CONVOX_RACK or --rack named one
-#   GIT_HASH         the commit; GIT_BRANCH its branch; GIT_DESCRIPTION its one-line log
+# Environment variables, in addition to the caller's (CONVOX_HOST, CONVOX_PASSWORD, AWS_*):
+#   APP_NAME          the app
+#   RACK_NAME         the rack, if CONVOX_RACK or --rack names one
+#   GIT_HASH          the commit SHA
+#   GIT_BRANCH        the branch
+#   GIT_DESCRIPTION   the short commit SHA and the commit subject
 #
-# For example:
+# Example:
 #   npm ci && npm run build

@@ -1,9 +1,12 @@
 #!/bin/sh
-# Runs once the release is built, before it is promoted. For what must be done before it is live: migrations.
-# A non-zero exit status stops the deploy, and the release that runs stays. As it is, this file does nothing.
+# Runs after the release is built and before it is promoted. Use it for anything that must happen before it goes live,
+# such as migrations. A non-zero exit status stops the deploy, and the current release keeps running. This template
+# does nothing by itself.
 #
-# In the environment, beside what after_build.sh gets:
-#   RELEASE_ID       the release that is built and not live yet
+# Environment variables, in addition to those of after_build.sh:
+#   RELEASE_ID   the release that is built but not live yet
 #
-# For example:
+# With --release, no image is built and DOCKER_TAG is not set.
+#
+# Example:
 #   convox run --app "$APP_NAME" --release "$RELEASE_ID" web rake db:migrate

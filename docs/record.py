@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/deploy.svg: the screen of a terminal after a real deploy of the sample app in the sandbox."""
+"""Generate docs/deploy.svg, a terminal screenshot of a real deploy of the sample app in the sandbox."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rich.style import Style  # type: ignore[import-not-found]  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # type: ignore[import-not-found]  # noqa: E402
 from rich.text import Text  # type: ignore[import-not-found]  # noqa: E402
 
-COLUMNS, LINES = 80, 55  # a tall window: what came before has scrolled away
+COLUMNS, LINES = 80, 55  # tall enough for the end of a deploy; earlier output scrolls off
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -49,7 +49,7 @@ SVG = """\
 THEME = TerminalTheme(
     background=(13, 17, 23),
     foreground=(230, 237, 243),
-    # black, red, green, yellow, blue, magenta, cyan, white; then the same in bright
+    # black, red, green, yellow, blue, magenta, cyan, white, then their bright variants
     normal=[(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34),
             (88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)],
     bright=[(139, 148, 158), (255, 161, 152), (86, 211, 100), (227, 179, 65),
@@ -58,41 +58,43 @@ THEME = TerminalTheme(
 
 
 def main() -> None:
-    print("Deploying the sample app twice in the sandbox; that takes a minute ...", flush=True)
-    with sandbox_and_app(say=lambda line: None) as (sandbox, app):
-        prefer_debians_docker(sandbox.env)
+    print(
+        "Deploying the sample app twice in the sandbox; this takes about a minute ...", flush=True
+    )
+    with sandbox_and_app(report=lambda line: None) as (sandbox, app):
+        use_debian_docker(sandbox.env)
         sandbox.check("./convox_deploy.py", cwd=app, env={**sandbox.env, "APP_NAME": "hello"})
         change_app(app, sandbox.env)
-        output = output_on_a_terminal(app, sandbox.env)
+        output = deploy_on_a_terminal(app, sandbox.env)
     lines = screen_lines(output)
     (HERE / "deploy.svg").write_text(svg_of(lines))
-    print(f"docs/deploy.svg has {len(lines)} lines.")
+    print(f"Wrote docs/deploy.svg ({len(lines)} lines).")
 
 
-def prefer_debians_docker(env: dict[str, str]) -> None:
-    """Has the client used that is as old as the sandbox's own engine: a newer one prints warnings about it."""
+def use_debian_docker(env: dict[str, str]) -> None:
+    """Use the client that matches the sandbox's own engine. A newer one prints warnings."""
     programs, client = Path(env["PATH"].split(os.pathsep)[0]), Path("/usr/bin/docker")
     if client.exists():
         (programs / "docker").symlink_to(client)
 
 
-def output_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
-    """Deploys the app on a terminal, and returns all that was written there. Ends the script if the deploy fails."""
+def deploy_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
+    """Deploy the app on a terminal and return its output. Exit if the deploy fails."""
     env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "BUILD_URL")}
     env.update(
         APP_NAME="hello", TERM="xterm-256color", TMPDIR="/tmp"
-    )  # the path of a temporary file is shown
-    # pexpect itself would look for ./convox_deploy.py here instead of in the app: env does not.
+    )  # the output contains the path of a temporary file
+    # Run through env, because pexpect would look for ./convox_deploy.py in our own directory.
     how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
     output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
     if status:
-        sys.exit(f"{output.decode(errors='replace')}\nThe deploy failed with exit status {status}.")
+        sys.exit(f"{output.decode(errors='replace')}\nThe deploy failed with exit code {status}.")
     return bytes(output)
 
 
 def screen_lines(output: bytes) -> list[Text]:
-    """Returns the command as typed and what then stands on the screen after `output`, without blank lines below."""
-    pyte.graphics.FG_AIXTERM[2] = "brightblack"  # pyte knows no dim text
+    """Return the lines on the screen after typing the command and printing `output`, without trailing blank lines."""
+    pyte.graphics.FG_AIXTERM[2] = "brightblack"  # pyte does not support dim text
     screen = pyte.Screen(COLUMNS, LINES)
     pyte.ByteStream(screen).feed(COMMAND.encode() + b"\r\n" + output)
     last = max(number for number, line in enumerate(screen.display) if line.strip())
@@ -112,8 +114,8 @@ def screen_line(cells: list[pyte.screens.Char]) -> Text:
 
 def style_of(cell: pyte.screens.Char) -> Style:
     return Style(
-        color=colour(cell.fg),
-        bgcolor=colour(cell.bg),
+        color=rich_color(cell.fg),
+        bgcolor=rich_color(cell.bg),
         bold=cell.bold,
         italic=cell.italics,
         underline=cell.underscore,
@@ -122,8 +124,8 @@ def style_of(cell: pyte.screens.Char) -> Style:
     )
 
 
-def colour(name: str) -> str:
-    """Returns rich's name of a colour, given pyte's: those of 256 are six hexadecimal digits there."""
+def rich_color(name: str) -> str:
+    """Convert pyte's name of a color to rich's. For 256-color values, pyte uses six hexadecimal digits."""
     if len(name) == 6 and set(name) <= set("0123456789abcdef"):
         return f"#{name}"
     return name.replace("brown", "yellow").replace("bright", "bright_")

@@ -1,4 +1,4 @@
-"""Holds the README to the truth: its commands run, its outputs are what is printed, its tables are complete."""
+"""Check that the documentation is accurate: commands run, samples match real output, tables are complete, links work."""
 
 from __future__ import annotations
 
@@ -10,108 +10,180 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import click
 import pytest
 import yaml
-from conftest import COMPOSE, ROOT, TOOL, World
+from conftest import COMPOSE, REAL_GIT, ROOT, TOOL, World
 
 import convox_deploy
 
-README = (ROOT / "README.md").read_text()
-STANDIN = ROOT / "examples" / "sandbox" / "convox"
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in sorted(
+        [
+            ROOT / "README.md",
+            ROOT / "CONTRIBUTING.md",
+            ROOT / "CHANGELOG.md",
+            *ROOT.glob("docs/*.md"),
+        ]
+    )
+}
+README, CONTRIBUTING = DOCUMENTS["README.md"], DOCUMENTS["CONTRIBUTING.md"]
+REFERENCE, CI = DOCUMENTS["docs/reference.md"], DOCUMENTS["docs/ci.md"]
+HEADINGS = [  # that links to the first README still use
+    "Getting started",
+    "Build lifecycle",
+    "On-Cluster vs Off-Cluster deploys",
+    "Testing your deploy locally",
+    "Customizing",
+    "How does this actually work",
+    "Example apps",
+]
+RUN_BY_CI = {"examples/sandbox/demo.py", "tests/run.py"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+def blocks(document: str, language: str) -> list[str]:
+    """Return the code blocks in a language, without their indentation."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", document, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-def table_under(heading: str) -> list[list[str]]:
-    """Returns the cells of the first table under a heading, without its head."""
-    lines = README[README.index(f"\n{heading}\n") :].splitlines()
+def without_code_blocks(document: str) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", document, flags=re.MULTILINE | re.DOTALL)
+
+
+def table_under(document: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading, without its head."""
+    lines = document[document.index(f"\n{heading}\n") :].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|---"))
     rows = lines[start + 1 :]
     end = next(number for number, line in enumerate(rows) if not line.startswith("|"))
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[:end]]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[:end]]
 
 
 def in_code(cell: str) -> list[str]:
     return re.findall("`([^`]+)`", cell)
 
 
+# --- commands -------------------------------------------------------------------------
+
+
+def commands(document: str) -> list[str]:
+    return [line for block in blocks(document, "sh") for line in block.splitlines() if line]
+
+
+def is_convox_command(line: str) -> bool:
+    return line.startswith("convox ")
+
+
 @pytest.fixture
-def typed(world: World) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs what a user would type in the app's directory, where the tool has been copied to."""
-    shutil.copy(TOOL, world.app)
-    (world.bin / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    (world.bin / "python3").chmod(0o755)
+def machine(world: World) -> World:
+    """An app with its own copy of the tool and a clone of this project, on a machine with python3 and uv."""
+    clone = world.app / "convox-deploy"
+    clone.mkdir()
+    for directory in (world.app, clone):
+        shutil.copy(TOOL, directory)
+    [version] = {*re.findall(r"\bv\d+\.\d+\.\d+\b", DOCUMENTS["docs/updating.md"])}
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for words in (["init"], ["add", "."], ["commit", "--message", "Release"], ["tag", version]):
+        subprocess.run([REAL_GIT, *identity, *words], cwd=clone, check=True, capture_output=True)
+    python = f'exec {shlex.quote(sys.executable)} "$@"'
+    for name, script in [("python3", python), ("uv", f'[ "$1" = run ] && shift && {python}')]:
+        (world.bin / name).write_text(f"#!/bin/sh\n{script}\n")
+        (world.bin / name).chmod(0o755)
     world.ready_standins()
-
-    def run(line: str, **env: str) -> subprocess.CompletedProcess[str]:
-        shell = ["/bin/sh", "-xec", line]
-        env = {**world.env, "PATH": f"{world.bin}:{os.environ['PATH']}", **env}
-        return subprocess.run(
-            shell, cwd=world.app, env=env, capture_output=True, text=True, check=False
-        )
-
-    return run
+    return world
 
 
-SHELL_LINES = [line.strip() for block in blocks("sh") for line in block.splitlines()]
-RUN_HERE = {"examples/sandbox/demo.py", "tests/run.py"}  # by .ci/run, which runs this too
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if commands(DOCUMENTS[name])])
+def test_the_commands_in_a_document_run(machine: World, name: str) -> None:
+    lines = [line for line in commands(DOCUMENTS[name]) if not line.startswith((*RUN_BY_CI,))]
+    script = "\n".join(line for line in lines if not is_convox_command(line))
+    path = f"{machine.bin}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/sh", "-exc", script],
+        cwd=machine.app,
+        env={**machine.env, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL_LINES if line not in RUN_HERE])
-def test_a_command_runs(
-    world: World, typed: Callable[..., subprocess.CompletedProcess[str]], line: str
-) -> None:
-    if line.startswith("convox "):
-        env = {
-            **world.env,
-            "PATH": os.environ["PATH"],
-            "CONVOX_HOST": "rack.sandbox",
-            "CONVOX_PASSWORD": "rack/password",
-        }
-        subprocess.run([STANDIN, "apps", "create", "your-app"], env=env, check=True)
-        subprocess.run([STANDIN, *shlex.split(line)[1:]], env=env, check=True)
-    else:
-        done = typed(line)
-        assert done.returncode == 0, done.stderr
+def test_the_convox_commands_are_accepted_by_a_convox_cli(tmp_path: Path) -> None:
+    lines = [line for text in DOCUMENTS.values() for line in commands(text)]
+    convox = [line for line in lines if is_convox_command(line)]
+    assert convox[0] == "convox apps create your-app"
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CONVOX_STANDIN": str(tmp_path),
+        "CONVOX_HOST": "rack.sandbox",
+        "CONVOX_PASSWORD": "rack/password",
+    }
+    for line in convox:
+        cli = ROOT / "examples" / "sandbox" / "convox"
+        subprocess.run([cli, *shlex.split(line)[1:]], cwd=tmp_path, env=env, check=True)
 
 
-def test_the_commands_that_ci_runs_are_there() -> None:
+def test_the_demo_and_the_test_suite_are_in_the_readme_and_run_by_ci() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    for command in RUN_HERE:
-        assert command in SHELL_LINES and command in ci
+    for command in RUN_BY_CI:
+        assert command in commands(README) and command in ci
         assert os.access(ROOT / command, os.X_OK)
 
 
-def as_in_the_readme(text: str, commit: str) -> str:
-    text = re.sub(
-        r"/\S*/convox-deploy-\w{8}", "/tmp/convox-deploy-...", text.replace(commit, "5c55d44")
-    )
+def test_the_selections_of_tests_in_contributing_select_something() -> None:
+    names = "\n".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    for line in commands(CONTRIBUTING):
+        _, *words = shlex.split(line)
+        if words and words[0] == "-k":
+            assert re.search(rf"def test_\w*{words[1]}", names), line
+        elif words:
+            assert (ROOT / words[0]).is_file(), line
+
+
+def test_the_gitlab_job_deploys(machine: World) -> None:
+    [job] = (block["deploy"] for block in map(yaml.safe_load, blocks(CI, "yaml")))
+    env = {**machine.env, **job["variables"], "PATH": f"{machine.bin}:{os.environ['PATH']}"}
+    for line in job["script"]:
+        subprocess.run(line, shell=True, cwd=machine.app, env=env, check=True, capture_output=True)
+    assert machine.commands("convox releases promote --app your-app")
+
+
+# --- samples --------------------------------------------------------------------------
+
+
+def as_documented(text: str, commit: str = "") -> str:
+    text = text.replace(commit, "5c55d44") if commit else text
+    text = re.sub(r"/\S*/convox-deploy-\w{8}", "/tmp/convox-deploy-...", text)
     return re.sub(r"shop:deploy-[0-9a-f]{8}", "shop:deploy-...", text)
 
 
-def test_the_plan_is_what_a_dry_run_prints(world: World) -> None:
+def test_the_sample_of_a_dry_run_is_what_is_printed(world: World) -> None:
     commit = world.add_git()
-    plan = blocks("console")[0]
     ran = world.deploy("--dry-run")
     assert ran.status == 0
-    assert "$ ./convox_deploy.py --dry-run\n" + as_in_the_readme(ran.out, commit) == plan
+    expected = blocks(REFERENCE, "console")[0]
+    assert "$ ./convox_deploy.py --dry-run\n" + as_documented(ran.out, commit) == expected
 
 
-def test_the_failure_is_what_a_failure_prints(world: World) -> None:
-    world.write(
-        "docker-compose.yml", COMPOSE.replace(".dkr.ecr.us-east-1.amazonaws.com", ".example.com")
-    )
+def test_the_sample_of_a_failure_is_what_is_printed(world: World) -> None:
+    world.write("docker-compose.yml", COMPOSE.replace(":TAG", ":${TAG}"))
     world.write("deploy/before_build.sh", "#!/bin/sh\n")
-    world.rules["convox api get"] = {"status": 1, "err": "ERROR: no such app: shop\n"}
-    assert "$ ./convox_deploy.py\n" + world.deploy().text == blocks("console")[1]
+    assert "$ ./convox_deploy.py\n" + world.deploy().text == blocks(REFERENCE, "console")[1]
 
 
-def test_the_result_file_has_the_keys_of_the_sample_and_of_the_table(world: World) -> None:
+def test_the_sample_of_a_rollback_is_what_is_printed(world: World) -> None:
+    assert world.deploy().out.endswith(blocks(DOCUMENTS["docs/rollback.md"], "text")[0])
+
+
+def test_the_sample_result_has_the_shape_of_a_result_and_the_keys_of_the_table(
+    world: World,
+) -> None:
     def shape(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: shape(inner) for key, inner in value.items()}
@@ -120,31 +192,71 @@ def test_the_result_file_has_the_keys_of_the_sample_and_of_the_table(world: Worl
     world.add_git()
     assert world.deploy("--result", "result.json").status == 0
     result = json.loads((world.app / "result.json").read_text())
-    [sample] = blocks("json")
+    [sample] = blocks(REFERENCE, "json")
     assert shape(json.loads(sample)) == shape(result)
-    assert [in_code(row[0])[0] for row in table_under("### The result file")] == list(result)
+    table = table_under(REFERENCE, "## The result file")
+    assert [in_code(row[0])[0] for row in table] == list(result)
 
 
-def test_the_settings_are_those_of_the_command() -> None:
+@pytest.mark.parametrize("name", ["README.md", "docs/troubleshooting.md"])
+def test_the_sample_manifest_can_be_deployed(tmp_path: Path, name: str) -> None:
+    [text] = blocks(DOCUMENTS[name], "yaml")
+    path = tmp_path / "docker-compose.yml"
+    path.write_text(text)
+    assert convox_deploy.Manifest.load(str(path)).services
+
+
+def test_the_polling_trigger_is_that_of_the_jenkinsfile() -> None:
+    [trigger] = blocks(CI, "groovy")
+    [schedule] = re.findall(r"pollSCM\(.*?\)", trigger)
+    assert schedule in (ROOT / "examples" / "Jenkinsfile").read_text()
+
+
+def test_the_iam_policies_differ_in_the_permission_to_create_repositories() -> None:
+    without, with_create = map(json.loads, blocks(CI, "json"))
+    allowed = []
+    for policy in (without, with_create):
+        login, push = policy["Statement"]
+        assert login == {
+            "Effect": "Allow",
+            "Action": "ecr:GetAuthorizationToken",
+            "Resource": "*",
+        }
+        assert push["Effect"] == "Allow" and push["Resource"].startswith("arn:aws:ecr:")
+        allowed.append({*push["Action"]})
+    assert allowed[1] - allowed[0] == {"ecr:CreateRepository"}
+    assert allowed[0] == {
+        "ecr:BatchCheckLayerAvailability",
+        "ecr:InitiateLayerUpload",
+        "ecr:UploadLayerPart",
+        "ecr:CompleteLayerUpload",
+        "ecr:PutImage",
+        "ecr:BatchGetImage",
+        "ecr:GetDownloadUrlForLayer",
+    }
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+def test_the_settings_table_is_complete() -> None:
     documented = {}
-    for variable, option, _ in table_under("## Settings"):
+    for variables, option, _ in table_under(REFERENCE, "## Settings"):
         for name in in_code(option):
-            documented[name.split()[0]] = in_code(variable)
+            documented[name.split()[0]] = in_code(variables)
     actual = {}
     for parameter in convox_deploy.main.params:
         if isinstance(parameter, click.Option) and parameter.name != "version":
-            variables = parameter.envvar or []
-            actual[parameter.opts[0]] = (
-                [variables] if isinstance(variables, str) else list(variables)
-            )
-    assert {name: variables for name, variables in documented.items() if name != "--"} == actual
+            variable = parameter.envvar or []
+            actual[parameter.opts[0]] = [variable] if isinstance(variable, str) else list(variable)
+    assert {name: names for name, names in documented.items() if name != "--"} == actual
 
 
-def test_the_hooks_get_the_variables_of_the_table(world: World) -> None:
+def test_the_hooks_table_has_the_variables_that_hooks_get(world: World) -> None:
     world.add_hooks()
     world.add_git()
     documented: dict[str, list[str]] = {"before_build": [], "after_build": [], "before_release": []}
-    for variables, _, since in table_under("### Hooks"):
+    for variables, _, since in table_under(REFERENCE, "## Hooks"):
         for hook in list(documented)[list(documented).index(since) :]:
             documented[hook] += [name.replace("<SERVICE>", "WEB") for name in in_code(variables)]
     assert world.deploy().status == 0
@@ -154,46 +266,97 @@ def test_the_hooks_get_the_variables_of_the_table(world: World) -> None:
 
 
 def test_the_steps_are_those_of_the_lifecycle() -> None:
-    assert [row[1] for row in table_under("## What a deploy does")] == list(convox_deploy.STEPS)
-    [diagram] = blocks("mermaid")
+    steps = [row[0] for row in table_under(README, "## Build lifecycle")]
+    assert steps == list(convox_deploy.STEPS)
+    [diagram] = blocks(DOCUMENTS["docs/how-it-works.md"], "mermaid")
     for number, step in enumerate(convox_deploy.STEPS, 1):
         assert f"{number} {step}" in diagram
 
 
-def test_the_manifest_of_the_readme_and_those_of_the_examples_can_be_deployed(
-    tmp_path: Path,
-) -> None:
-    for number, text in enumerate(blocks("yaml")):
-        (tmp_path / f"{number}.yml").write_text(text)
-    found = [
-        *tmp_path.glob("*.yml"),
-        *ROOT.glob("examples/*.yml"),
-        *ROOT.glob("examples/moving/*.yml"),
-    ]
-    assert len(found) == 6
-    for path in found:
-        assert yaml.safe_load(path.read_text())
-        assert convox_deploy.Manifest.load(str(path)).services
+def test_the_exit_codes_are_those_of_the_tool() -> None:
+    codes = [convox_deploy.FAILED, convox_deploy.NOT_STARTED, convox_deploy.TIMED_OUT]
+    table = table_under(REFERENCE, "## Exit codes")
+    assert [row[0] for row in table] == ["0", *map(str, codes), "128 + n"]
+    assert str(convox_deploy.BROKEN_PIPE) in table[-1][1]
 
 
-def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", README) + re.findall(r'src="([^"]+)"', README):
-        if "://" not in link:
-            assert (ROOT / link).exists(), link
+def test_the_variables_of_ci_systems_are_those_that_are_read() -> None:
+    branch, url = CI.split("\n## Branch and run URL\n")[1].split("\nThe URL")
+    tables = [re.findall(r"^\| `(\w+)`", text.split("\n## ")[0], re.M) for text in (branch, url)]
+    assert tables[0] == convox_deploy.BRANCHES
+    source = TOOL.read_text()
+    run_url = source[source.index("def run_url") :].split("\n\n\n")[0]
+    read = re.findall(r"env\(['\"](\w+)['\"]\)", run_url)
+    assert {*read} == {*tables[1], "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"}
 
 
-@pytest.mark.parametrize("release", ["", "RABCDEFGHIJ"])
-@pytest.mark.parametrize("promote", ["true", "false"])
-def test_the_shell_step_of_the_jenkinsfile_runs(
-    world: World, typed: Callable[..., subprocess.CompletedProcess[str]], promote: str, release: str
-) -> None:
-    deploy, describe = re.findall(
-        "'''\n(.*?)'''", (ROOT / "examples" / "Jenkinsfile").read_text(), re.DOTALL
-    )
-    env = {"RELEASE": release, "PROMOTE": promote, "DEPLOY_RESULT": "deploy.json"}
-    nothing_to_do = bool(release) and promote == "false"
-    done = typed(deploy, **env)
-    assert done.returncode == (2 if nothing_to_do else 0), done.stderr
-    described = f"{release or 'RNEWRELEASE'} {'failed' if nothing_to_do else 'succeeded'}"
-    assert typed(describe, **env).stdout == f"{described}\n"
-    assert bool(world.commands("convox releases promote --app")) == (promote == "true")
+# --- troubleshooting ------------------------------------------------------------------
+
+
+def test_troubleshooting_is_headed_by_what_is_printed() -> None:
+    document = DOCUMENTS["docs/troubleshooting.md"]
+    headings = re.findall("^## (`.*)$", document, re.MULTILINE)
+    assert re.findall(r"^\d+\. \[(.*)\]\(", document, re.MULTILINE) == headings
+    assert len(headings) == 10
+    printed = TOOL.read_text() + (ROOT / "tests" / "messages.txt").read_text()
+    printed += "externally-managed-environment"  # by pip
+    [anything_else] = re.findall("^## Anything else\n(.*)", document, re.MULTILINE | re.DOTALL)
+    words = [*headings, *re.findall("^- (`.*?`)", anything_else, re.MULTILINE)]
+    for word in [word for heading in words for word in in_code(heading)]:
+        assert re.sub(r"after \d+ minutes", "after {minutes:g} minutes", word) in printed, word
+
+
+# --- the README and links -------------------------------------------------------------
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1000
+
+
+def test_the_readme_has_the_headings_that_old_links_lead_to() -> None:
+    assert {*HEADINGS} <= {*re.findall("^## (.*)$", README, re.MULTILINE)}
+
+
+def test_the_readme_links_to_all_documents() -> None:
+    assert {*DOCUMENTS, "LICENSE"} - {*links(README)} == {"README.md"}
+
+
+def test_the_picture_has_a_description() -> None:
+    [image] = re.findall("<img [^>]*>", README)
+    assert re.search(r'src="docs/deploy\.svg"', image)
+    assert re.search(r'alt="[^"]{50,}"', image)
+
+
+def links(document: str) -> list[str]:
+    text = without_code_blocks(document)
+    found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    return [link for link in found if "://" not in link]
+
+
+def anchors(document: str) -> list[str]:
+    """Return the anchors of the headings, as GitHub derives them."""
+    headings = re.findall("^#+ (.*)$", without_code_blocks(document), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_links_in_a_document_work(name: str) -> None:
+    for link in links(DOCUMENTS[name]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            document = DOCUMENTS[str(target.resolve().relative_to(ROOT))]
+            assert anchors(document).count(anchor) == 1, link
+
+
+def test_the_changelog_and_the_license_are_those_of_this_version() -> None:
+    versions = re.findall(r"^## (\d+\.\d+\.\d+) ", DOCUMENTS["CHANGELOG.md"], re.MULTILINE)
+    assert versions[0] == convox_deploy.__version__
+    assert "The convox-deploy authors" in (ROOT / "LICENSE").read_text()
+    assert 'license = "MIT"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_test_files_in_contributing_exist() -> None:
+    for name in re.findall(r"`(test_\w+\.py)`", CONTRIBUTING):
+        assert (ROOT / "tests" / name).is_file(), name

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Rails: compiles the assets inside the image that was just built, and keeps them in it.
+# Rails: compile the assets inside the new image and commit them to it.
 set -e
 command=$(docker image inspect --format '{{json .Config.Cmd}}' "$DOCKER_TAG")
 container=$(docker create "$DOCKER_TAG" bundle exec rake assets:precompile)

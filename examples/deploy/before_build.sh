@@ -1,4 +1,4 @@
 #!/bin/sh
-# Rails: leaves the commit where the app can show it.
+# Rails: write the commit to REVISION so the app can display it.
 set -e
 echo "${GIT_HASH:-unknown}" > REVISION

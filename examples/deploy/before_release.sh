@@ -1,5 +1,5 @@
 #!/bin/sh
-# Rails: migrates the database in the new release, before it is live. While it is promoted the old code runs
-# on beside the new, so a migration must suit both.
+# Rails: migrate the database with the new release's code before it goes live. During the promote, old and new code run
+# side by side, so migrations must work with both.
 set -e
 convox run --app "$APP_NAME" --release "$RELEASE_ID" web bundle exec rake db:migrate
