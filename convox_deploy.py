@@ -114,6 +114,7 @@ class Settings:
     result: str
     quiet: bool
     no_verify: bool
+    cache_from_running: bool
     dry_run: bool
     no_promote: bool
     release: str
@@ -128,8 +129,8 @@ class Settings:
             )
         if not re.fullmatch("([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?", self.tag):
             yield (
-                f"Invalid IMAGE_TAG {self.tag!r}: use up to 128 letters, digits, dots, dashes and"
-                " underscores, not starting with a dot or dash."
+                f"Invalid image tag {self.tag!r}: use up to 128 letters, digits, dots, dashes and"
+                " underscores, not starting with a dot or dash. Set IMAGE_TAG or --tag, or neither."
             )
         if self.release and not RELEASE_ID.fullmatch(self.release):
             yield f"{self.release!r} is not a release ID. `convox releases` lists them."
@@ -231,7 +232,7 @@ def result_problem(path: Path) -> str:
     """Return why no result can be written there. It may replace a file that is empty or our own."""
     if path.is_symlink() or (path.exists() and not is_our_result(path)):
         return (
-            f"--result {path} would replace a file that is not an earlier result. Remove that file."
+            f"--result {path} would replace a file that is not a result. Choose another file."
         )
     if not os.access(path.parent, os.W_OK):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
@@ -354,7 +355,9 @@ class Manifest(NamedTuple):
             return cls(text, read_services(path, text))
         except OSError as error:
             problems: Iterable[Any] = [f"{error.strerror}. {where_to_look()}"]
-        except (yaml.YAMLError, UnicodeError, RecursionError, OverflowError) as error:
+        except RecursionError:
+            problems = ["nested too deeply."]
+        except (yaml.YAMLError, UnicodeError, OverflowError) as error:
             mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
             line = f"line {mark.line + 1}: " if mark else ""
             problems = [f"{line}not valid YAML: {reason or error}"]
@@ -389,14 +392,21 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def parse(text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the keys of each service, and where keys are duplicated. Raise yaml.YAMLError."""
+    loader = Loader(text)
+    loader.problems = []
+    top = mapping(loader.get_single_data())
+    services = mapping(top.get("services", top))  # compose v1 has them at the top
+    return {name: mapping(keys) for name, keys in services.items()}, loader.problems
+
+
 def read_services(path: str, text: str) -> list[Service]:
     """Return the services to build. Raise ValueError with all problems, or yaml.YAMLError."""
-    loader, services, builds = Loader(text), list[Service](), dict[int, Build]()
-    loader.problems = problems = []
-    top = mapping(loader.get_single_data())
-    is_convox_yml = "services" in top and "convox" in os.path.basename(path)
-    for name, keys in mapping(top.get("services", top)).items():  # compose v1 has them at the top
-        keys = mapping(keys)
+    services, builds = list[Service](), dict[int, Build]()
+    entries, problems = parse(text)
+    is_convox_yml = "convox" in os.path.basename(path) and bool(re.search("(?m)^services:", text))
+    for name, keys in entries.items():
         init_image = mapping(keys.get("initContainer")).get("image")
         try:
             services += read_service(name, keys, text, is_convox_yml)
@@ -948,6 +958,7 @@ class Image:
     id: str = "sha256:IMAGE_ID"
     platform: str = ""  # such as linux/amd64
     tag: str = ""
+    cache: Sequence[str] = ()  # options of docker build
 
 
 class Docker(NamedTuple):
@@ -984,10 +995,17 @@ class Docker(NamedTuple):
             if not re.search("error storing credentials.*not implemented", failure.output):
                 raise
 
+    def has_buildkit(self) -> bool:
+        return "--secret" in self.shell.capture("docker", "build", "--help")
+
+    def pull(self, reference: str) -> None:
+        """Pull an image, without which Docker 20.10 could not pass its layers on as cache."""
+        self.shell.stream("docker", "pull", "--quiet", reference)
+
     def build(self, image: Image) -> None:
-        build, local = image.build, image.local
+        build = image.build
         self.shell.run(
-            "docker", "build", "--tag", local,
+            "docker", "build", "--tag", image.local, *image.cache,
             *option("--file", build.dockerfile and os.path.join(build.context, build.dockerfile)),
             *(word for arg in build.args for word in ("--build-arg", arg)),
             *option("--target", build.target),
@@ -1121,6 +1139,13 @@ class Convox:
         except (LookupError, TypeError):
             raise CommandFailed(["convox", "api", "get"], 0, "It printed no status.") from None
 
+    def images_of(self, release: str) -> dict[str, str]:
+        """Return a release's images by service. Raise CommandFailed if they cannot be read."""
+        with suppress(LookupError, TypeError, AttributeError, yaml.YAMLError):
+            services, _ = parse(self.get(f"/apps/{self.app}/releases/{release}")["manifest"])
+            return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
+        raise CommandFailed(["convox", "api", "get"], 0, "It printed no manifest.")
+
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is another one, and if this login may list releases."""
         with suppress(CommandFailed, LookupError, TypeError, AttributeError):
@@ -1201,8 +1226,10 @@ def check_hook(name: str) -> Iterator[str]:
         files -= {hook_path(hook).name for hook in HOOKS}
         for similar in difflib.get_close_matches(path.name, files, 1, 0.85):
             yield f"{path.parent / similar} is never run. Rename it to {path} to make it a hook."
-    elif not (path.is_file() and os.access(path, os.X_OK)):
-        yield f"{path} is not an executable file or a link to one. Run: chmod +x {path}"
+    elif not path.is_file():
+        yield f"{path} is a directory or a broken symlink. Replace it with a script, or remove it."
+    elif not os.access(path, os.X_OK):
+        yield f"{path} is not executable. Run: chmod +x {path}"
     else:
         with path.open("rb") as script:
             line = os.fsdecode(script.readline(256))
@@ -1375,6 +1402,8 @@ class Deploy:
                 self.log_in()
             if problems := [*self.build_problems()]:
                 raise DeployError(*problems)
+            if self.settings.cache_from_running:
+                use_running_images_as_cache(self)
             for image in self.images:
                 self.docker.build(image)
 
@@ -1433,8 +1462,8 @@ class Deploy:
                 return self.convox.promote(release)
             if newer := self.convox.newer_release(release):
                 warn(
-                    f"{newer} is newer than {release}. Promoting {release} takes back what changed"
-                    " in between, such as environment variables."
+                    f"{newer} is newer than {release}. Promoting {release} reverts the changes made"
+                    " in between, such as new environment variables."
                 )
             self.outcome.promote_requested = True
             self.convox.promote(release)
@@ -1457,6 +1486,29 @@ def deploy(settings: Settings) -> None:
         if not settings.no_promote:
             run.hook("before_release")
             run.promote()
+
+
+def use_running_images_as_cache(run: Deploy) -> None:
+    """Let builds reuse the layers of what is running, and later builds reuse those of ours."""
+    before, running, why = run.outcome.running_before, dict[str, str](), "it is not known."
+    if not run.docker.has_buildkit():
+        return warn("Building without the running image as cache: this needs BuildKit.")
+    try:
+        if before:
+            why, running = f"{before} has no image for it.", run.convox.images_of(before)
+    except CommandFailed as failure:
+        why = f"{before} cannot be read. {failure.reason}"
+    for image in run.images:
+        names = [service.name for service in image.services]
+        source = next((running[name] for name in names if name in running), "")
+        image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1", *option("--cache-from", source)]
+        try:
+            if source:
+                run.docker.pull(source)
+                continue
+        except CommandFailed as failure:
+            why = failure.reason
+        warn(f"Building {names[0]} without the running image as cache: {why}")
 
 
 def introduction(run: Deploy) -> Iterator[str]:
@@ -1587,12 +1639,13 @@ def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
         echo(f"\nBuilt release {outcome.release}, and did not promote it. To do so:", bold=True)
         echo(f"  {settings.resume_command(outcome.release)}")
     elif settings.no_verify:
-        echo(f"\nPromoted {outcome.release}. Nobody checked what is running.", fg="yellow")
+        done = f"\nPromoted {outcome.release}. What is running was not verified (--no-verify)."
+        echo(done, fg="yellow")
     else:
         echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
         if outcome.running_before:
             back = run.convox.promote_command(outcome.running_before)
-            run.shell.say(f"To roll back: {shlex.join(back)}")
+            echo(f"To roll back: {shlex.join(back)}")
 
 
 def summary(outcome: Outcome) -> Iterator[str]:
@@ -1732,6 +1785,12 @@ def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[A
     "--no-verify",
     "DEPLOY_NO_VERIFY",
     "Do not check what is running, for deploy keys.",
+    is_flag=True,
+)
+@setting(
+    "--cache-from-running",
+    "DEPLOY_CACHE_FROM_RUNNING",
+    "Reuse the running image's layers.",
     is_flag=True,
 )
 @click.option(

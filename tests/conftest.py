@@ -1,4 +1,4 @@
-"""The two worlds that the tests deploy in: one of recording stand-ins, and the sandbox with the real programs."""
+"""The two environments the tests deploy in: recording stand-ins, and the sandbox with the real programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ convox_deploy.main()
 
 
 class Ran(NamedTuple):
-    """A deploy that has ended."""
+    """The result of a deploy."""
 
     status: int
     out: str
@@ -57,7 +57,7 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """How a stand-in was called."""
+    """A recorded call of a stand-in."""
 
     pid: str
     cwd: str
@@ -71,14 +71,14 @@ class Call:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment, of which a shell shows what has a name that it takes."""
+        """The environment, limited to the variables whose names are valid in a shell."""
         text = (self.home / f"env.{self.pid}").read_bytes().decode(errors="surrogateescape")
         words = shlex.split(text)
         return dict(word.split("=", 1) for word in words if word != "export" and "=" in word)
 
     @property
     def upload(self) -> dict[str, str]:
-        """The files that `convox build` was given, by name."""
+        """The files that were passed to `convox build`, by name."""
         directory = self.home / f"upload.{self.pid}"
         return {
             path.name: path.read_bytes().decode() for path in directory.iterdir() if path.is_file()
@@ -86,9 +86,9 @@ class Call:
 
 
 class World:
-    """An app in a directory, and stand-ins for all programs that a deploy runs."""
+    """An app directory, and stand-ins for all programs that a deploy runs."""
 
-    def __init__(self, home: Path, answers: Path) -> None:
+    def __init__(self, home: Path, responses: Path) -> None:
         self.home, self.app, self.bin, self.tmp = home, home / "shop", home / "bin", home / "tmp"
         for directory in (self.app, self.bin, self.tmp):
             directory.mkdir()
@@ -103,7 +103,7 @@ class World:
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, dict[str, Any]] = {}
-        self.constants: dict[str, Any] = {}  # of the tool, to be replaced
+        self.constants: dict[str, Any] = {}  # overrides for the tool's constants
         self.env = {
             "PATH": str(self.bin),
             "HOME": str(home),
@@ -111,7 +111,7 @@ class World:
             "STANDIN": str(home),
             "STANDIN_PYTHON": sys.executable,
             "STANDIN_DISTURB": str(STANDIN.with_suffix(".py")),
-            "STANDIN_ANSWERS": str(answers),
+            "STANDIN_RESPONSES": str(responses),
             "STANDIN_SEPARATOR": "\x1f",
             "STANDIN_IMAGE_ID": IMAGE_ID,
             "STANDIN_DIGEST": DIGEST,
@@ -131,13 +131,13 @@ class World:
         return path
 
     def add_hooks(self, *names: str) -> None:
-        """Add recording hooks; a rule for `before_build` and so on disturbs one."""
+        """Add recording hooks. Rules apply to them under their names, such as `before_build`."""
         (self.app / "deploy").mkdir(exist_ok=True)
         for name in names or ("before_build", "after_build", "before_release"):
             (self.app / "deploy" / f"{name}.sh").symlink_to(STANDIN)
 
     def add_git(self, message: str = "Sell more") -> str:
-        """Make the app a git repository with one commit, and return the commit's short hash."""
+        """Make the app a git repository with one commit. Return the commit's short hash."""
         git = [REAL_GIT, "-c", "user.name=test", "-c", "user.email=test@localhost"]
         for words in (
             ["init", "--quiet", "--initial-branch=main", "--template="],
@@ -151,7 +151,7 @@ class World:
         return done.stdout.decode().strip()
 
     def ready_standins(self) -> None:
-        """Give the stand-ins what they read: the rules, and the calls so far."""
+        """Write the files the stand-ins read: the rules, and the calls so far."""
         (self.home / "rules.json").write_text(json.dumps(self.rules))
         (self.home / "rules").write_text("".join(f"{start}\n" for start in self.rules))
         (self.home / "calls").touch()
@@ -159,7 +159,7 @@ class World:
     def start(
         self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any
     ) -> subprocess.Popen[str]:
-        """Start a deploy, or the `program` given, with our Python or the one given. A variable that is None is unset."""
+        """Start a deploy, or `program` if given, with our Python or with `python`. A variable that is None is unset."""
         program, python = how.pop("program", []), how.pop("python", sys.executable)
         if not program:
             program = [
@@ -179,11 +179,11 @@ class World:
         )
 
     def deploy(self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any) -> Ran:
-        """Deploy, and return how that ended."""
+        """Deploy and return the result."""
         return ended(self.start(*args, env=env, **how))
 
     def deploy_and_signal(self, signum: int, *args: str, **how: Any) -> Ran:
-        """Deploy, and send the signal once a command with the rule `hang` hangs. SIGALRM is a step's timeout."""
+        """Deploy, and send the signal once a command with the rule `hang` is hanging. SIGALRM simulates a step's timeout."""
         process = self.start(*args, **how)
         self.await_hanging()
         process.send_signal(signum)
@@ -198,25 +198,25 @@ class World:
         return [Call(pid, cwd, stdin, argv, self.home) for pid, cwd, stdin, *argv in fields]
 
     def commands(self, *starts: str) -> list[str]:
-        """Return the command lines so far, or only those that begin with one of `starts`."""
+        """Return the command lines so far, or only those that start with one of `starts`."""
         return [call.line for call in self.calls if call.line.startswith(starts or "")]
 
     def call(self, start: str) -> Call:
-        """Return the one call whose command line begins with `start`."""
+        """Return the only call whose command line starts with `start`."""
         [found] = [call for call in self.calls if call.line.startswith(start)]
         return found
 
     def await_hanging(self) -> int:
-        """Wait for a command with the rule `hang`, and return its process id."""
+        """Wait until a command with the rule `hang` is hanging. Return its process ID."""
         return self.pipes["hanging"].read()
 
     def await_term(self) -> None:
-        """Wait until a command with the rule `ignore_term` got a TERM."""
+        """Wait until a command with the rule `ignore_term` has received SIGTERM."""
         self.pipes["termed"].read()
 
     @property
     def running(self) -> str:
-        """The release that the app runs."""
+        """The app's running release."""
         return (self.home / "running").read_text().strip()
 
     def nothing_is_left(self) -> bool:
@@ -224,7 +224,7 @@ class World:
 
 
 class Announcements:
-    """A named pipe that stand-ins write their process ids to. What they wrote stays until it is read."""
+    """A named pipe that stand-ins write their process IDs to. It buffers them until they are read."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -232,7 +232,7 @@ class Announcements:
 
     def read(self) -> int:
         ready, _, _ = select.select([self.descriptor], [], [], 30)
-        assert ready, "no command hangs"
+        assert ready, "no command is hanging"
         return int(os.read(self.descriptor, 16))
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ def ended(process: subprocess.Popen[str]) -> Ran:
 
 
 def heed_signals() -> None:
-    """Undo what a shell does to a command in the background, and nohup: to have it ignore signals."""
+    """Restore signals that a shell ignores for background commands, and that nohup ignores."""
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
 
@@ -259,9 +259,9 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the sandbox's convox prints, for the stand-in to print it too: there is one set of answers, not two."""
-    directory = tmp_path_factory.mktemp("answers")
+def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of the sandbox's convox, which the stand-in prints too, so that it is defined only once."""
+    directory = tmp_path_factory.mktemp("responses")
     path = str(ROOT / "examples" / "sandbox" / "convox")
     loader = importlib.machinery.SourceFileLoader("sandbox_convox", path)
     convox: Any = types.ModuleType(loader.name)
@@ -271,18 +271,18 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         of_cli.mkdir()
         for command in ("build", "releases promote"):
             (of_cli / f"{command}.help").write_text(convox.help_of(command))
-        formats = {"build": convox.build_answer(False), "build.id": convox.build_answer(True)}
-        formats["api"] = convox.app_answer("shop", "%s", "running")
+        formats = {"build": convox.build_output(False), "build.id": convox.build_output(True)}
+        formats["api"] = convox.app_output("shop", "%s", "running")
         for name, text in formats.items():
             (of_cli / name).write_text(text.replace("\n", "\\n") + "\n")
     return directory
 
 
 @pytest.fixture
-def world(tmp_path: Path, answers: Path) -> Iterator[World]:
-    made = World(tmp_path, answers)
-    yield made
-    for pipe in made.pipes.values():
+def world(tmp_path: Path, responses: Path) -> Iterator[World]:
+    world = World(tmp_path, responses)
+    yield world
+    for pipe in world.pipes.values():
         pipe.close()
     if (tmp_path / "daemon").exists():
         with contextlib.suppress(ProcessLookupError):
@@ -296,7 +296,7 @@ def world(tmp_path: Path, answers: Path) -> Iterator[World]:
 
 
 class SandboxOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs all tests that need the sandbox on one worker, beside the rest: there is one sandbox."""
+    """Run all tests that need the sandbox on the same worker, because there is only one sandbox."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "sandbox" if "test_sandbox.py" in nodeid else nodeid
@@ -308,15 +308,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SandboxOnOne
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Any]:
-    """The sandbox, once for all tests. Without an engine its tests are skipped, unless REQUIRE_E2E is set."""
+    """One sandbox for all tests. Where it can't run, its tests are skipped, or fail if REQUIRE_E2E is set."""
     from sandbox import Sandbox, SandboxError
 
-    running = Sandbox(say=lambda text: None)
+    running = Sandbox(report=lambda text: None)
     try:
         running.__enter__()
     except SandboxError as error:
         if os.environ.get("REQUIRE_E2E"):
-            pytest.fail(f"REQUIRE_E2E is set, and the sandbox does not start: {error}")
+            pytest.fail(f"REQUIRE_E2E is set, but the sandbox did not start: {error}")
         pytest.skip(str(error))
     yield running
     running.__exit__(None, None, None)
@@ -324,7 +324,7 @@ def sandbox() -> Iterator[Any]:
 
 @pytest.fixture
 def new_app(sandbox: Any, tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a copy of the sample app, known to the rack by the name given."""
+    """Return a function that copies the sample app and creates it on the rack under the given name."""
 
     def make(name: str) -> Path:
         app = tmp_path / name

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Run the tests, with everything they need set up first. Arguments go to pytest: tests/run.py -k manifest
+"""Install everything the tests need and run them. Arguments are passed to pytest: tests/run.py -k manifest
 
-All tests run in parallel; a selection, by -k or by file, runs in one process and so starts at once.
+The complete suite runs in parallel. A selection by -k or by file runs in a single process, which starts faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     )
     workers = (
         2 * (os.cpu_count() or 1) + 1
-    )  # many tests wait, and one worker is busy with the sandbox
+    )  # many tests wait, and one worker runs the sandbox tests
     parallel = [] if is_selection else [f"--numprocesses={workers}", "--dist=loadscope"]
     command = [sys.executable, "-m", "pytest", *parallel, *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)

@@ -1,6 +1,7 @@
-"""Disturbs a call of a stand-in as the rules of the test say: standin.py STANDIN ARGUMENTS...
+"""Apply the test's rules to a call of a stand-in: standin.py STANDIN ARGUMENTS...
 
-STANDIN is the stand-in as it was called. It has recorded the call and gives the usual answer where a rule asks for it.
+STANDIN is the path the stand-in was called by. It has already recorded the call, and gives the usual response if
+a rule asks for it.
 """
 
 import contextlib
@@ -26,22 +27,22 @@ def calls_of(start: str) -> int:
 
 
 def is_turn(start: str, rule: Rule) -> bool:
-    """Return True if the rule is for this call: every one, that of a number, or all from a number."""
+    """Return True if the rule applies to this call: to every call, to the nth, or to all from the nth on."""
     calls = calls_of(start)
     return bool(rule.get("number", calls) == calls and rule.get("since", 0) <= calls)
 
 
 def await_other(what: str, has_happened: Callable[[], bool]) -> None:
-    """Wait for what another command does. Fail if it does not: then the two do not run in parallel."""
+    """Wait for another command to do something. Exit if it does not, because the two are not running in parallel."""
     deadline = time.monotonic() + 20
     while not has_happened():
         if time.monotonic() > deadline:
-            sys.exit(f"{COMMAND}: waited for {what} in vain")
+            sys.exit(f"{COMMAND}: timed out waiting for {what}")
         time.sleep(0.01)
 
 
 def announce(name: str) -> None:
-    """Write our process id where the test waits for it. The pipe keeps it until the test reads it."""
+    """Write our process ID to the pipe the test is waiting on. The pipe buffers it until then."""
     descriptor = os.open(HOME / name, os.O_RDWR)
     os.set_inheritable(descriptor, False)
     os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -49,10 +50,10 @@ def announce(name: str) -> None:
 
 
 def disturb(rule: Rule) -> None:
-    """Do what the rule asks for, in this order: wait, print, answer as usual, leave children behind, hang, end."""
+    """Apply the rule, in this order: wait, print, respond as usual, leave children behind, hang, exit."""
     print_first(rule)
     if rule.get("usual"):
-        answer_as_usual(rule["usual"])
+        respond_as_usual(rule["usual"])
     leave_behind(rule)
     if rule.get("hang"):
         announce("hanging")
@@ -79,7 +80,7 @@ def print_first(rule: Rule) -> None:
     if "pause" in rule:
         time.sleep(rule["pause"])
     for _ in range(rule.get("ticks", 0)):
-        print("a sign of its own", file=sys.stderr, flush=True)
+        print("progress", file=sys.stderr, flush=True)
         time.sleep(0.1)
     sys.stderr.buffer.write(bytes(rule.get("bytes", [])))
     for stream, text in ((sys.stdout, rule.get("out", "")), (sys.stderr, rule.get("err", ""))):
@@ -98,10 +99,10 @@ def leave_behind(rule: Rule) -> None:
         (HOME / "daemon").write_text(str(subprocess.Popen(program, start_new_session=True).pid))
 
 
-def answer_as_usual(how: object) -> None:
-    """Have the stand-in answer: `unheard` without printing anything, `idle` without doing anything."""
+def respond_as_usual(how: object) -> None:
+    """Let the stand-in respond: `silent` without printing anything, `idle` without doing anything."""
     env = {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": "1" if how == "idle" else ""}
-    output = subprocess.DEVNULL if how == "unheard" else None
+    output = subprocess.DEVNULL if how == "silent" else None
     done = subprocess.run([STANDIN, *WORDS], env=env, stdout=output, stderr=output, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -1,4 +1,4 @@
-"""What the tool sends to docker, aws, convox, git and the hooks: the order, arguments, environment and input."""
+"""What the tool passes to docker, aws, convox, git and the hooks: order, arguments, environment and input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ PROMOTE = {
 
 
 @pytest.mark.parametrize("cli", ["2016", "2018", "v2", "v3"])
-def test_each_generation_of_the_cli_gets_the_options_that_it_lists(world: World, cli: str) -> None:
+def test_each_cli_generation_gets_the_options_it_lists(world: World, cli: str) -> None:
     commit = world.add_git()
     ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
     assert ran.status == 0, ran.text
@@ -85,7 +85,7 @@ def test_each_generation_of_the_cli_gets_the_options_that_it_lists(world: World,
     assert "\nshop is now running RNEWRELEASE.\n" in ran.out
 
 
-def test_a_deploy_runs_the_lifecycle_in_order(world: World) -> None:
+def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
     commit = world.add_git()
     world.write("Dockerfile", "FROM scratch\n# not committed\n")
     world.add_hooks()
@@ -125,18 +125,18 @@ def test_a_deploy_runs_the_lifecycle_in_order(world: World) -> None:
     assert re.fullmatch(r"shop:deploy-[0-9a-f]{8}", local)
 
 
-def test_the_manifest_is_uploaded_alone_and_rewritten(world: World) -> None:
+def test_only_the_rewritten_manifest_is_uploaded(world: World) -> None:
     assert world.deploy().status == 0
     build = world.call("convox build --app")
-    assert build.cwd == str(world.app)  # where the CLI finds the app's local settings
+    assert build.cwd == str(world.app)  # where the CLI looks for the app's local settings
     assert list(build.upload) == ["docker-compose.yml"]
     assert build.upload["docker-compose.yml"] == COMPOSE.replace("TAG", SHORT_ID)
     assert Path(world.app, "docker-compose.yml").read_text() == COMPOSE
     assert not Path(build.argv[-1]).exists()
 
 
-def test_the_app_learns_its_commit_though_only_the_manifest_is_uploaded(world: World) -> None:
-    """The CLIs v2 and v3 run `git -C DIRECTORY rev-parse HEAD` for BUILD_GIT_SHA."""
+def test_convox_can_read_the_commit_although_only_the_manifest_is_uploaded(world: World) -> None:
+    """The v2 and v3 CLIs run `git -C DIRECTORY rev-parse HEAD` to set BUILD_GIT_SHA."""
     commit = world.add_git()
     assert world.deploy().status == 0
     env = {**os.environ, "GIT_DIR": world.call("convox build --app").env["GIT_DIR"]}
@@ -148,12 +148,12 @@ def test_the_app_learns_its_commit_though_only_the_manifest_is_uploaded(world: W
     assert "GIT_DIR" not in world.call("docker build").env
 
 
-def test_a_deploy_outside_git_sets_no_git_dir(world: World) -> None:
+def test_git_dir_is_not_set_outside_a_git_repository(world: World) -> None:
     assert world.deploy().status == 0
     assert "GIT_DIR" not in world.call("convox build --app").env
 
 
-def test_hooks_get_what_is_known_and_the_callers_environment(world: World) -> None:
+def test_hooks_get_the_deploy_variables_and_the_callers_environment(world: World) -> None:
     commit = world.add_git()
     world.add_hooks()
     ran = world.deploy(env={"CALLERS": "own", "RACK_NAME": "staging"})
@@ -178,7 +178,7 @@ def test_hooks_get_what_is_known_and_the_callers_environment(world: World) -> No
     assert before_release["RELEASE_ID"] == "RNEWRELEASE"
 
 
-def test_hooks_keep_the_callers_input_and_convox_gets_none(world: World, tmp_path: Path) -> None:
+def test_hooks_inherit_stdin_and_convox_does_not(world: World, tmp_path: Path) -> None:
     world.add_hooks("before_release")
     answer = tmp_path / "answer"
     answer.write_text("yes\n")
@@ -199,7 +199,7 @@ def test_hooks_keep_the_callers_input_and_convox_gets_none(world: World, tmp_pat
         ({}, "HEAD"),
     ],
 )
-def test_the_branch_is_known_where_a_ci_system_checks_out_a_commit(
+def test_the_branch_comes_from_ci_variables_if_head_is_detached(
     world: World, env: dict[str, str | None], branch: str
 ) -> None:
     world.add_git()
@@ -211,14 +211,14 @@ def test_the_branch_is_known_where_a_ci_system_checks_out_a_commit(
     assert world.call("before_build").env["GIT_BRANCH"] == branch
 
 
-def test_the_ecr_password_goes_through_stdin_alone(world: World) -> None:
+def test_the_ecr_password_is_passed_only_on_stdin(world: World) -> None:
     ran = world.deploy()
     assert world.call("docker login").stdin == "token-of-ecr"
     assert not TOKEN.search(ran.text)
     assert not any(TOKEN.search(call.line) for call in world.calls)
 
 
-def test_host_and_password_reach_every_generation_as_a_url_too(world: World) -> None:
+def test_host_and_password_are_also_passed_as_a_rack_url(world: World) -> None:
     assert world.deploy().status == 0
     env = world.call("convox build --app").env
     assert env["RACK_URL"] == "https://convox:the%2Frack%27s%20secret@rack.example.com"
@@ -226,14 +226,14 @@ def test_host_and_password_reach_every_generation_as_a_url_too(world: World) -> 
     assert "RACK_URL" not in world.call("docker build").env
 
 
-def test_a_deploy_needs_no_settings_where_the_cli_is_logged_in(world: World) -> None:
+def test_a_deploy_needs_no_settings_if_the_cli_is_logged_in(world: World) -> None:
     ran = world.deploy(env={"APP_NAME": None, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
     assert ran.status == 0, ran.text
     build = world.call("convox build --app shop")  # the directory's name
     assert not {"RACK_URL", "CONVOX_RACK", "CONVOX_HOST"} & build.env.keys()
 
 
-def test_a_registry_other_than_ecr_needs_no_aws(world: World) -> None:
+def test_registries_other_than_ecr_do_not_need_aws(world: World) -> None:
     world.write("docker-compose.yml", "web:\n  image: localhost:5000/shop:TAG\n")
     (world.bin / "aws").unlink()
     ran = world.deploy()
@@ -243,7 +243,7 @@ def test_a_registry_other_than_ecr_needs_no_aws(world: World) -> None:
     ]
 
 
-def test_ecr_regions_and_accounts_come_from_the_host_names(world: World) -> None:
+def test_ecr_regions_and_accounts_are_taken_from_the_host_names(world: World) -> None:
     hosts = [
         "111111111111.dkr.ecr.eu-west-1.amazonaws.com",
         "222222222222.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
@@ -281,15 +281,15 @@ def test_the_ecr_login_can_be_skipped(world: World, with_aws: bool) -> None:
 @pytest.mark.parametrize(
     ("reason", "status"), [("not implemented", 0), ("exit status 1, out: `disk full`", 2)]
 )
-def test_only_a_credential_helper_that_stores_nothing_needs_no_login(
+def test_a_failed_login_is_ignored_only_if_the_credential_helper_stores_nothing(
     world: World, reason: str, status: int
 ) -> None:
-    complaint = f"Error saving credentials: error storing credentials - err: {reason}"
-    world.rules["docker login"] = {"usual": True, "status": 1, "err": complaint}
+    error = f"Error saving credentials: error storing credentials - err: {reason}"
+    world.rules["docker login"] = {"usual": True, "status": 1, "err": error}
     assert world.deploy().status == status
 
 
-def test_services_with_equal_builds_share_one_build_and_one_push(world: World) -> None:
+def test_services_with_equal_build_settings_share_one_build_and_one_push(world: World) -> None:
     world.write(
         "docker-compose.yml",
         f"services:\n  web: {{build: ., image: {ECR}/shop:TAG}}\n  worker: {{build: {{context: .}}, image: {ECR}/shop:TAG}}\n",
@@ -298,7 +298,7 @@ def test_services_with_equal_builds_share_one_build_and_one_push(world: World) -
     assert len(world.commands("docker build")) == len(world.commands("docker tag")) == 1
 
 
-def test_builds_of_their_own_go_to_docker_with_their_options(world: World) -> None:
+def test_each_build_is_passed_to_docker_with_its_own_options(world: World) -> None:
     world.write("worker/Dockerfile.worker", "FROM scratch\n")
     world.write(
         "convox.yml",
@@ -337,12 +337,12 @@ services:
     assert list(world.call("convox build --app").upload) == ["convox.yml"]
 
 
-def test_a_custom_tag_is_used_as_it_is(world: World) -> None:
+def test_a_custom_tag_is_used_unchanged(world: World) -> None:
     assert world.deploy(env={"IMAGE_TAG": "v1.2.3"}).status == 0
     assert set(world.commands("docker push")) == {f"docker push {ECR}/shop:v1.2.3"}
 
 
-def test_branch_names_and_the_like_make_a_valid_tag(world: World) -> None:
+def test_characters_that_are_not_valid_in_a_tag_are_replaced(world: World) -> None:
     world.rules["git describe"] = {"out": "feature/ä b@c\n"}
     world.add_git()
     assert world.deploy().status == 0
@@ -364,7 +364,7 @@ def test_branch_names_and_the_like_make_a_valid_tag(world: World) -> None:
         ),
     ],
 )
-def test_the_address_of_the_ci_run_is_in_the_description(
+def test_the_release_description_includes_the_ci_run_url(
     world: World, env: dict[str, str | None], url: str
 ) -> None:
     commit = world.add_git()
@@ -373,7 +373,7 @@ def test_the_address_of_the_ci_run_is_in_the_description(
     assert argv[argv.index("--description") + 1] == f"{commit} Sell more {url}"
 
 
-def test_a_commit_may_be_described_in_any_language_in_any_locale(world: World) -> None:
+def test_a_commit_subject_can_contain_unicode_in_any_locale(world: World) -> None:
     world.add_git("Größe 世界")
     ran = world.deploy(
         env={"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -386,7 +386,7 @@ def test_a_commit_may_be_described_in_any_language_in_any_locale(world: World) -
     assert description.decode().endswith("Größe 世界")
 
 
-def test_no_promote_stops_once_the_release_is_built(world: World) -> None:
+def test_no_promote_stops_after_the_release_is_built(world: World) -> None:
     world.add_hooks()
     ran = world.deploy("--no-promote")
     assert ran.status == 0, ran.text
@@ -432,7 +432,7 @@ def test_a_dry_run_shows_every_command_and_changes_nothing(world: World) -> None
     assert world.nothing_is_left()
 
 
-def test_a_dry_run_shows_the_plan_even_if_nothing_can_be_reached(world: World) -> None:
+def test_a_dry_run_shows_the_plan_even_if_programs_are_missing(world: World) -> None:
     for program in ("docker", "aws", "convox"):
         (world.bin / program).unlink()
     ran = world.deploy("--dry-run")
@@ -443,8 +443,8 @@ def test_a_dry_run_shows_the_plan_even_if_nothing_can_be_reached(world: World) -
     assert "nothing was changed, but a deploy would fail (see above)." in ran.out
 
 
-def test_a_dry_run_with_a_wrong_manifest_or_setting_shows_no_plan(world: World) -> None:
+def test_a_dry_run_with_an_invalid_setting_shows_no_plan(world: World) -> None:
     ran = world.deploy("--dry-run", "--tag", "a/b")
     assert ran.status == 2
-    assert "$ " not in ran.out and "Invalid IMAGE_TAG 'a/b'" in ran.err
+    assert "$ " not in ran.out and "Invalid image tag 'a/b'" in ran.err
     assert world.calls == []

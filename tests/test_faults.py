@@ -19,40 +19,42 @@ PREFLIGHT, FAILED, TIMED_OUT, TERMINATED = 2, 1, 124, 143
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the lifecycle. `start` is how its command line begins, `name` is how messages name it."""
+    """A command of the lifecycle. Its command line starts with `start`, and messages call it `name`."""
 
     start: str
     step: str
     name: str
-    says: bool = False  # its output is needed
-    does: bool = False  # what it does is needed
-    number: int | None = None  # which of several calls
-    since: int = 0  # of several calls all from this one
+    needs_output: bool = False  # the deploy depends on its output
+    needs_effect: bool = False  # the deploy depends on its effect
+    number: int | None = None  # only the nth call
+    since: int = 0  # only the calls from the nth on
 
 
 COMMANDS = [
     Command("git rev-parse", "preflight", "git"),
     Command("git log", "preflight", "git"),
     Command("git describe", "preflight", "git"),
-    Command("docker version", "preflight", "docker", says=True),
-    Command("aws ecr get-login-password", "preflight", "aws", says=True),
-    Command("docker login", "preflight", "docker login", does=True),
-    Command("convox build --help", "preflight", "convox", says=True),
-    Command("convox releases promote --help", "preflight", "convox", says=True),
-    Command("convox api get", "preflight", "convox api get", says=True, number=1),
+    Command("docker version", "preflight", "docker", needs_output=True),
+    Command("aws ecr get-login-password", "preflight", "aws", needs_output=True),
+    Command("docker login", "preflight", "docker login", needs_effect=True),
+    Command("convox build --help", "preflight", "convox", needs_output=True),
+    Command("convox releases promote --help", "preflight", "convox", needs_output=True),
+    Command("convox api get", "preflight", "convox api get", needs_output=True, number=1),
     Command("before_build", "before_build", "deploy/before_build.sh"),
-    Command("docker build", "build", "docker build", does=True),
+    Command("docker build", "build", "docker build", needs_effect=True),
     Command("after_build", "after_build", "deploy/after_build.sh"),
-    Command("docker image inspect", "push", "docker image inspect", says=True),
-    Command("aws ecr create-repository", "push", "aws ecr", does=True),
-    Command("docker tag", "push", "docker tag", does=True),
-    Command("docker push", "push", "docker push", says=True),
-    Command("convox build --app", "release", "convox build", says=True),
+    Command("docker image inspect", "push", "docker image inspect", needs_output=True),
+    Command("aws ecr create-repository", "push", "aws ecr", needs_effect=True),
+    Command("docker tag", "push", "docker tag", needs_effect=True),
+    Command("docker push", "push", "docker push", needs_output=True),
+    Command("convox build --app", "release", "convox build", needs_output=True),
     Command("before_release", "before_release", "deploy/before_release.sh"),
-    Command("convox releases promote --app", "promote", "convox releases promote", does=True),
-    Command("convox api get /apps/shop", "promote", "convox api get", says=True, since=3),
+    Command(
+        "convox releases promote --app", "promote", "convox releases promote", needs_effect=True
+    ),
+    Command("convox api get /apps/shop", "promote", "convox api get", needs_output=True, since=3),
 ]
-# Commands that are run in different ways: captured, streamed, passed through.
+# Commands that are run in each of the different ways: captured, streamed, passed through.
 OF_EACH_KIND = [
     "git log",
     "docker login",
@@ -72,27 +74,27 @@ WAYS: dict[str, dict[str, Any]] = {
     HANGS: {"hang": True},
     "dies after partial output": {"out": '{"release": "RPART', "signal": int(signal.SIGSEGV)},
     "succeeds with garbage and does nothing": {"out": "gar\x00bage \ud83d\ude00 {[<\n" * 3},
-    "succeeds in silence and does nothing": {},
-    "succeeds in silence": {"usual": "unheard"},
-    "says all is well and does nothing": {"usual": "idle"},
+    "succeeds silently and does nothing": {},
+    "succeeds silently": {"usual": "silent"},
+    "succeeds with normal output and does nothing": {"usual": "idle"},
 }
 ALWAYS = ["exits with 1", HANGS]
 
 
 def is_harmful(command: Command, way: str) -> bool:
-    """Return True if a false success matters. Tags do without git's output, and hooks need not do anything."""
+    """Return True if a false success matters. Tags work without git's output, and hooks need not do anything."""
     if "garbage" in way and command.start.startswith(("git", "docker version")):
         return False
-    is_silent, does_nothing = "says" not in way, "nothing" in way
-    return (is_silent and command.says) or (does_nothing and command.does)
+    is_silent, does_nothing = "normal output" not in way, "nothing" in way
+    return (is_silent and command.needs_output) or (does_nothing and command.needs_effect)
 
 
 def cases(harmful: bool) -> list[Any]:
-    """Every command in the ways that its own code must notice, and one of each kind in the ways that all share."""
+    """Return every command with the faults its own code must detect, and one of each kind with those that share code."""
     found = []
     for command in COMMANDS:
         for way in WAYS:
-            if way.startswith("s"):
+            if way.startswith("succeeds"):
                 is_sampled = harmful or "garbage" in way or command.start in OF_EACH_KIND
                 wanted = is_harmful(command, way) == harmful and is_sampled
             else:
@@ -119,19 +121,21 @@ def deploy_with_fault(world: World, command: Command, way: str) -> Ran:
 
 
 @pytest.mark.parametrize(("command", "way"), cases(harmful=True))
-def test_a_fault_is_never_green(world: World, command: Command, way: str) -> None:
+def test_a_harmful_fault_always_fails_the_deploy(world: World, command: Command, way: str) -> None:
     ran = deploy_with_fault(world, command, way)
     early = command.step == "preflight" and not (
-        command.name == "docker login" and way.startswith("s")
+        command.name == "docker login" and way.startswith("succeeds")
     )
-    is_one_of_several = early and way == HANGS  # any of those that run in parallel may be named
+    is_one_of_several = (
+        early and way == HANGS
+    )  # the message may name any command that runs in parallel
     expected = {HANGS: [TIMED_OUT], TERM: [TERMINATED, PREFLIGHT if early else FAILED]}
     assert ran.status in expected.get(way, [PREFLIGHT if early else FAILED]), ran.text
     step = command.step if early or command.step != "preflight" else "push"
-    if command.start == "docker build" and way.startswith("s"):
-        step = "push"  # where the image is missing
+    if command.start == "docker build" and way.startswith("succeeds"):
+        step = "push"  # which reports the missing image
     assert re.search(rf"^{step} failed:$", ran.err, re.MULTILINE), ran.err
-    assert command.name in ran.err or way.startswith("s") or is_one_of_several, ran.err
+    assert command.name in ran.err or way.startswith("succeeds") or is_one_of_several, ran.err
     assert "Traceback" not in ran.text
     assert "the/rack's secret" not in ran.text and "token-of-ecr" not in ran.text
     assert ("--release RNEWRELEASE" in ran.err) == (command.step in ("before_release", "promote"))
@@ -142,14 +146,16 @@ def test_a_fault_is_never_green(world: World, command: Command, way: str) -> Non
 
 
 @pytest.mark.parametrize(("command", "way"), cases(harmful=False))
-def test_a_fault_that_does_no_harm_stops_nothing(world: World, command: Command, way: str) -> None:
+def test_a_harmless_fault_does_not_stop_the_deploy(
+    world: World, command: Command, way: str
+) -> None:
     ran = deploy_with_fault(world, command, way)
     assert ran.status == 0, ran.text
     assert world.running == "RNEWRELEASE"
 
 
 @pytest.mark.parametrize("program", ["docker", "aws", "convox", "git"])
-def test_a_missing_program_is_named(world: World, program: str) -> None:
+def test_a_missing_program_is_reported(world: World, program: str) -> None:
     world.add_git()
     (world.bin / program).unlink()
     ran = world.deploy()
@@ -167,7 +173,7 @@ def test_a_missing_program_is_named(world: World, program: str) -> None:
         ("before_release", "convox", "promote"),
     ],
 )
-def test_a_program_that_disappears_is_named(
+def test_a_program_that_disappears_is_reported(
     world: World, hook: str, program: str, step: str
 ) -> None:
     world.write(f"deploy/{hook}.sh", f"#!/bin/sh\n/bin/rm {world.bin / program}\n", 0o755)
@@ -177,7 +183,7 @@ def test_a_program_that_disappears_is_named(
     assert world.commands("convox releases promote --app") == []
 
 
-def test_a_cleanup_that_fails_changes_nothing(world: World) -> None:
+def test_a_failed_cleanup_does_not_fail_the_deploy(world: World) -> None:
     world.rules["docker image rm"] = {"status": 1, "err": "in use"}
     ran = world.deploy()
     assert ran.status == 0 and "in use" not in ran.text
@@ -187,8 +193,8 @@ def test_a_cleanup_that_fails_changes_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     "output",
     [
-        "ROLDRELEASE",  # is running already
-        "BNEWBUILDXX",  # is a build
+        "ROLDRELEASE",  # is already running
+        "BNEWBUILDXX",  # is a build ID
         "",
         "Release: ",  # printed by a rack whose build failed to start
         "RNEWRELEASE\nA new CLI is out: RUNUPGRADES",
@@ -197,7 +203,9 @@ def test_a_cleanup_that_fails_changes_nothing(world: World) -> None:
         "Release: RNEWRELEASE and more",
     ],
 )
-def test_what_is_no_new_release_is_never_promoted(world: World, cli: str, output: str) -> None:
+def test_nothing_is_promoted_unless_the_build_prints_a_new_release_id(
+    world: World, cli: str, output: str
+) -> None:
     if cli == "2016" and output in ("ROLDRELEASE", "BNEWBUILDXX"):
         output = f"Release: {output}"
     world.rules["convox build --app"] = {"out": output}
@@ -210,7 +218,7 @@ def test_what_is_no_new_release_is_never_promoted(world: World, cli: str, output
 # --- races ----------------------------------------------------------------------------
 
 
-def test_a_release_that_someone_else_promotes_in_the_meantime_is_reported(world: World) -> None:
+def test_a_concurrent_promote_of_another_release_is_reported(world: World) -> None:
     world.rules["convox api get /apps/shop"] = {
         "since": 3,
         "out": '{"release": "ROTHERRELEASE", "status": "running"}',
@@ -223,7 +231,7 @@ def test_a_release_that_someone_else_promotes_in_the_meantime_is_reported(world:
     )
 
 
-def test_the_release_that_was_built_is_promoted_and_not_the_latest(world: World) -> None:
+def test_the_release_that_was_built_is_promoted_not_the_latest(world: World) -> None:
     world.rules["convox build --app"] = {
         "out": "log: latest release is RLATERXXXXX\nRelease: ROURSXXXXXX\n"
     }
@@ -234,7 +242,7 @@ def test_the_release_that_was_built_is_promoted_and_not_the_latest(world: World)
     ]
 
 
-def test_two_deploys_in_one_workspace_do_not_meet(world: World) -> None:
+def test_concurrent_deploys_in_one_workspace_do_not_interfere(world: World) -> None:
     processes = [world.start("--no-promote"), world.start("--no-promote")]
     for ran in map(ended, processes):
         assert ran.status == 0, ran.text
@@ -248,7 +256,7 @@ def test_two_deploys_in_one_workspace_do_not_meet(world: World) -> None:
 # --- the machine ----------------------------------------------------------------------
 
 
-# The last place that tempfile looks in is the current directory, and before it /tmp: here there is TMPDIR alone.
+# tempfile falls back to /tmp and the current directory. Here it has only TMPDIR.
 WITH_ONE_TEMPORARY_DIRECTORY = """
 import os, tempfile
 tempfile._candidate_tempdir_list = lambda: [os.environ["TMPDIR"]]
@@ -257,10 +265,10 @@ convox_deploy.main()
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
 @pytest.mark.parametrize("quiet", ["", "1"])
 @pytest.mark.parametrize("options", ["size=4k", "ro"])
-def test_a_temporary_directory_that_is_full_or_read_only_is_reported(
+def test_a_full_or_read_only_temporary_directory_is_reported(
     world: World, options: str, quiet: str
 ) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", world.tmp], check=True)
@@ -278,8 +286,8 @@ def test_a_temporary_directory_that_is_full_or_read_only_is_reported(
     assert world.commands("convox build --app") == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
-def test_a_hook_that_prints_a_gigabyte_passes_through_whole_and_in_constant_memory(
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory usage from /proc")
+def test_a_gigabyte_of_hook_output_passes_through_complete_and_in_constant_memory(
     world: World,
 ) -> None:
     lines = 2_000_000  # of 512 bytes

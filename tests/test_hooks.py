@@ -1,4 +1,4 @@
-"""The hooks: what they get, what they may change, and that none is skipped unseen."""
+"""Hooks: which files are hooks, what they can change, and that none is skipped silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import COMPOSE, ECR, World
         ("after_build", "before_release"),
     ],
 )
-def test_a_hook_that_disappears_is_a_failure(world: World, hook: str, victim: str) -> None:
+def test_a_hook_that_disappears_fails_the_deploy(world: World, hook: str, victim: str) -> None:
     world.add_hooks(victim)
     world.write(f"deploy/{hook}.sh", f"#!/bin/sh\n/bin/rm deploy/{victim}.sh\n", 0o755)
     ran = world.deploy()
@@ -23,7 +23,7 @@ def test_a_hook_that_disappears_is_a_failure(world: World, hook: str, victim: st
     assert world.commands("convox releases promote --app") == []
 
 
-def test_a_hook_that_another_hook_creates_is_run_or_reported(world: World) -> None:
+def test_a_hook_created_by_another_hook_is_run_or_reported(world: World) -> None:
     world.write(
         "deploy/before_build.sh", "#!/bin/sh\n/bin/cp after.sh deploy/after_build.sh\n", 0o755
     )
@@ -39,7 +39,7 @@ def test_a_hook_that_another_hook_creates_is_run_or_reported(world: World) -> No
     "name",
     ["before-build.sh", "beforebuild.sh", "before_build", "Before_build.sh", "befor_build.sh"],
 )
-def test_a_hook_with_a_similar_name_is_reported(world: World, name: str) -> None:
+def test_a_misnamed_hook_is_reported(world: World, name: str) -> None:
     world.write(f"deploy/{name}", "#!/bin/sh\n", 0o755)
     ran = world.deploy()
     assert ran.status == 2
@@ -52,7 +52,7 @@ def test_a_hook_with_a_similar_name_is_reported(world: World, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["lib.sh", "build.sh", "before_build.sh.bak", "README.md", "release.sh", "functions"]
 )
-def test_other_files_beside_the_hooks_are_fine(world: World, name: str) -> None:
+def test_other_files_in_the_hooks_directory_are_ignored(world: World, name: str) -> None:
     world.write(f"deploy/{name}", "")
     assert world.deploy().status == 0
 
@@ -67,29 +67,29 @@ def test_other_files_beside_the_hooks_are_fine(world: World, name: str) -> None:
         "#!/usr/bin/env NAME=value sh",
     ],
 )
-def test_any_working_shebang_line_will_do(world: World, first_line: str) -> None:
+def test_any_working_shebang_line_is_accepted(world: World, first_line: str) -> None:
     world.write("deploy/before_build.sh", f"{first_line}\necho hello from the hook\n", 0o755)
     env = {"PATH": f"{world.bin}:/usr/bin:/bin"}
     ran = world.deploy("--dry-run", env=env)
     assert ran.status == 0, ran.text
-    if "NAME" not in first_line:  # which Linux takes for one word
+    if "NAME" not in first_line:  # which Linux passes as a single argument
         assert "hello from the hook" in world.deploy(env=env).out
 
 
-def test_a_program_is_a_hook_too(world: World) -> None:
+def test_a_hook_can_be_a_symlink_to_a_binary(world: World) -> None:
     (world.app / "deploy").mkdir()
     (world.app / "deploy" / "before_build.sh").symlink_to("/bin/true")
     assert world.deploy().status == 0
 
 
-def test_a_link_to_a_script_is_a_hook_too(world: World) -> None:
+def test_a_hook_can_be_a_symlink_to_a_script(world: World) -> None:
     world.write("shared/hook.sh", "#!/bin/sh\necho shared\n", 0o755)
     (world.app / "deploy").mkdir()
     (world.app / "deploy" / "after_build.sh").symlink_to("../shared/hook.sh")
     assert "\nshared\n" in world.deploy().out
 
 
-# --- the manifest that hooks edit -----------------------------------------------------
+# --- hooks that edit the manifest -----------------------------------------------------
 
 OTHER = ECR.replace("us-east-1", "eu-west-1")
 
@@ -99,7 +99,7 @@ def edit(world: World, hook: str, new: str) -> None:
     world.write(f"deploy/{hook}.sh", "#!/bin/sh\n/bin/cp new.yml docker-compose.yml\n", 0o755)
 
 
-def test_what_before_build_edits_counts(world: World) -> None:
+def test_manifest_edits_in_before_build_take_effect(world: World) -> None:
     edit(
         world,
         "before_build",
@@ -113,7 +113,7 @@ def test_what_before_build_edits_counts(world: World) -> None:
     assert f"image: {OTHER}/edited:" in upload and "redis:8" in upload
 
 
-def test_what_before_build_breaks_is_reported_before_the_build(world: World) -> None:
+def test_a_manifest_broken_by_before_build_is_reported_before_the_build(world: World) -> None:
     edit(world, "before_build", COMPOSE + f"  api:\n    image: {ECR}/api:TAG\n    build: nowhere\n")
     ran = world.deploy()
     assert ran.status == 1
@@ -121,7 +121,7 @@ def test_what_before_build_breaks_is_reported_before_the_build(world: World) -> 
     assert world.commands("docker build") == []
 
 
-def test_what_after_build_edits_is_an_error(world: World) -> None:
+def test_editing_the_manifest_in_after_build_is_an_error(world: World) -> None:
     edit(world, "after_build", COMPOSE.replace("redis:7", "redis:8"))
     ran = world.deploy()
     assert ran.status == 1
@@ -129,14 +129,14 @@ def test_what_after_build_edits_is_an_error(world: World) -> None:
     assert world.commands("docker push", "convox build --app") == []
 
 
-def test_before_build_may_create_what_the_build_needs(world: World) -> None:
+def test_before_build_can_create_the_dockerfile(world: World) -> None:
     (world.app / "Dockerfile").unlink()
     world.write("deploy/before_build.sh", "#!/bin/sh\necho FROM scratch >Dockerfile\n", 0o755)
     ran = world.deploy()
     assert ran.status == 0, ran.text
 
 
-def test_a_hook_that_edits_nothing_costs_no_second_login(world: World) -> None:
+def test_hooks_that_do_not_edit_the_manifest_cause_no_second_login(world: World) -> None:
     world.add_hooks()
     assert world.deploy().status == 0
     assert len(world.commands("docker login")) == 1

@@ -1,4 +1,4 @@
-"""Which services are ours to build, how, and what of the manifest changes."""
+"""Which services are built, how they are built, and what changes in the manifest."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ SHAPES = {
     "single quotes": "services:\n  web:\n    image: '{image}'\n",
     "double quotes": 'services:\n  web:\n    image: "{image}"\n',
     "flow style": "services: {{web: {{image: {image}, ports: [80:80]}}}}\n",
-    "a comment behind": "services:\n  web:\n    image: {image} # ends in :TAG\n",
+    "a trailing comment": "services:\n  web:\n    image: {image} # ends in :TAG\n",
     "TAG elsewhere": "# TAG\nservices:\n  web:\n    image: {image}\n    environment:\n      - TAG=TAG\n      - X=:TAG\n",
     "an anchor": "services:\n  web:\n    image: &shop {image}\n",
     "a tag property": "services:\n  web:\n    image: !!str {image}\n",
     "a folded block": "services:\n  web:\n    image: >-\n      {image}\n    command: x\n",
     "a literal block": "services:\n  web:\n    image: |-\n      {image}\n",
-    "windows line ends": "services:\r\n  web:\r\n    image: {image}\r\n    command: x\r\n",
+    "Windows line endings": "services:\r\n  web:\r\n    image: {image}\r\n    command: x\r\n",
     "a byte order mark": "\ufeffservices:\n  web:\n    image: {image}\n",
-    "letters of any kind": "# Grüße, 世界 🚢\nservices:\n  web:\n    labels: ['ü', '🚢']\n    image: {image}\n",
-    "no line end at the end": "services:\n  web:\n    image: {image}",
-    "a key with quotes": "services:\n  'web':\n    \"image\": {image}\n",
+    "non-ASCII characters": "# Grüße, 世界 🚢\nservices:\n  web:\n    labels: ['ü', '🚢']\n    image: {image}\n",
+    "no newline at the end": "services:\n  web:\n    image: {image}",
+    "quoted keys": "services:\n  'web':\n    \"image\": {image}\n",
     "an explicit key": "services:\n  web:\n    ? image\n    : {image}\n",
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_only_the_tag_of_the_image_changes(tmp_path: Path, shape: str) -> None:
+def test_only_the_image_tag_changes(tmp_path: Path, shape: str) -> None:
     manifest = read(tmp_path, SHAPES[shape].format(image=IMAGE))
     assert [(service.name, service.repository) for service in manifest.services] == [
         ("web", f"{ECR}/shop")
@@ -60,27 +60,27 @@ def test_only_the_tag_of_the_image_changes(tmp_path: Path, shape: str) -> None:
     assert tagged(manifest) == SHAPES[shape].format(image=f"{ECR}/shop:1a2b3c")
 
 
-def test_a_service_gets_its_image_through_a_merge_key(tmp_path: Path) -> None:
+def test_a_service_can_get_its_image_through_a_merge_key(tmp_path: Path) -> None:
     text = f"x-base: &base\n  image: {IMAGE}\nservices:\n  web:\n    <<: *base\n  worker:\n    <<: [*base]\n    command: work\n"
     manifest = read(tmp_path, text)
     assert [service.name for service in manifest.services] == ["web", "worker"]
     assert tagged(manifest) == text.replace("TAG", "1a2b3c")
 
 
-def test_own_keys_win_over_merged_ones(tmp_path: Path) -> None:
+def test_a_services_own_keys_override_merged_ones(tmp_path: Path) -> None:
     text = f"x-base: &base {{image: {ECR}/base:TAG, build: {{target: base}}}}\n"
     manifest = read(tmp_path, text + f"services:\n  own: {{<<: *base, image: {ECR}/own:TAG}}\n")
     assert [(s.repository, s.build.target) for s in manifest.services] == [(f"{ECR}/own", "base")]
 
 
-def test_services_that_share_an_image_by_alias_are_edited_once(tmp_path: Path) -> None:
+def test_an_image_shared_by_alias_is_edited_once(tmp_path: Path) -> None:
     text = f"services:\n  web:\n    image: &image {IMAGE}\n  worker:\n    image: *image\n"
     manifest = read(tmp_path, text)
     assert len({service.tag_offset for service in manifest.services}) == 1
     assert tagged(manifest) == text.replace("TAG", "1a2b3c")
 
 
-def test_images_that_are_not_ours_stay(tmp_path: Path) -> None:
+def test_third_party_images_stay_unchanged(tmp_path: Path) -> None:
     text = f"web:\n  image: {IMAGE}\nredis:\n  image: redis\ndb:\n  image: 'postgres:16'\nold:\n  image: {ECR}/x:TAGGED\n"
     manifest = read(tmp_path, text)
     assert tagged(manifest) == text.replace(IMAGE, f"{ECR}/shop:1a2b3c")
@@ -109,7 +109,7 @@ BUILDS = {
 
 
 @pytest.mark.parametrize("written", BUILDS)
-def test_a_build_is_read_as_written(tmp_path: Path, written: str) -> None:
+def test_build_settings_are_read_as_written(tmp_path: Path, written: str) -> None:
     [service] = read(tmp_path, f"services:\n  web:\n    image: {IMAGE}\n    {written}\n").services
     assert service.build == BUILDS[written]
 
@@ -136,20 +136,20 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("text", PROBLEMS)
-def test_other_ways_to_make_a_mistake_get_its_message_too(tmp_path: Path, text: str) -> None:
-    """The messages themselves are in messages.txt."""
+def test_variants_of_mistakes_get_the_right_message(tmp_path: Path, text: str) -> None:
+    """Variants of the mistakes in messages.txt."""
     assert problem_of(tmp_path, text) == PROBLEMS[text]
 
 
 @pytest.mark.parametrize(
     "text", ["a: \x00", "services: &s\n  - *s", "services: &s\n  <<: *s\n  web: *s", "? [a]\n: b"]
 )
-def test_odd_yaml_gets_a_message(tmp_path: Path, text: str) -> None:
+def test_unusual_yaml_gets_an_error_message(tmp_path: Path, text: str) -> None:
     assert problem_of(tmp_path, text).startswith("MANIFEST: ")
 
 
 @pytest.mark.parametrize("tag", ["tagged", "tag-1.2", "TAG-1", "stag", "TAGS"])
-def test_a_tag_that_only_begins_like_ours_is_a_third_partys(tmp_path: Path, tag: str) -> None:
+def test_an_image_with_a_similar_tag_is_third_party(tmp_path: Path, tag: str) -> None:
     text = f"web:\n  image: {IMAGE}\ndb:\n  image: r.io/db:{tag}\n"
     assert [service.name for service in read(tmp_path, text).services] == ["web"]
 
@@ -161,12 +161,12 @@ def test_an_init_container_gets_the_same_tag(tmp_path: Path) -> None:
     assert len({service.build for service in manifest.services}) == 1
 
 
-def test_an_init_container_of_a_third_party_stays(tmp_path: Path) -> None:
+def test_a_third_party_init_container_stays_unchanged(tmp_path: Path) -> None:
     text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer:\n      image: busybox:1.36\n"
     assert tagged(read(tmp_path, text, "convox.yml")) == text.replace("TAG", "1a2b3c")
 
 
-def test_tags_of_other_racks_and_composes_are_no_mistake(tmp_path: Path) -> None:
+def test_custom_yaml_tags_are_accepted(tmp_path: Path) -> None:
     text = (
         f"services:\n  web:\n    image: {IMAGE}\n    ports: !reset []\n    volumes: !override [x]\n"
     )
@@ -177,7 +177,7 @@ def test_tags_of_other_racks_and_composes_are_no_mistake(tmp_path: Path) -> None
     ("name", "is_wrong"),
     [("convox.yml", True), ("convox.dev.yml", True), ("docker-compose.yml", False)],
 )
-def test_a_service_of_convox_yml_without_image_and_build_would_be_built_on_the_cluster(
+def test_a_convox_yml_service_without_image_and_build_is_an_error(
     tmp_path: Path, name: str, is_wrong: bool
 ) -> None:
     text = f"services:\n  web:\n    image: {IMAGE}\n  worker:\n    command: work\n  clock:\n"
@@ -192,7 +192,7 @@ def test_a_service_of_convox_yml_without_image_and_build_would_be_built_on_the_c
         ]
 
 
-def test_a_character_beyond_unicode_is_a_mistake_too(tmp_path: Path) -> None:
+def test_a_character_outside_unicode_is_an_error(tmp_path: Path) -> None:
     assert problem_of(tmp_path, 'services: "\\UFFFFFFFF"').startswith("MANIFEST: ")
 
 
@@ -207,6 +207,6 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     ]
 
 
-def test_keys_that_override_merged_ones_are_no_duplicates(tmp_path: Path) -> None:
+def test_keys_that_override_merged_ones_are_not_duplicates(tmp_path: Path) -> None:
     text = f"x: {{y: &b2 {{<<: &b1 {{image: 'a:1', z: 1}}, image: {IMAGE}}}}}\nservices:\n  web: {{<<: *b2, z: 2}}\n"
     assert [service.name for service in read(tmp_path, text).services] == ["web"]

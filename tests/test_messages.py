@@ -1,4 +1,4 @@
-"""Every error message, whole, as it is written down in messages.txt: to be read there one after another."""
+"""Every error message in full, as recorded in messages.txt, where they can be read one after another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def texts() -> dict[str, str]:
 TEXTS = texts()
 Arrange = Callable[
     [World], Any
-]  # makes the mistake; returns how to deploy: arguments and environment, if any
+]  # makes the mistake; may return the arguments and environment to deploy with
 
 
 def rule(start: str, **what: Any) -> Arrange:
@@ -62,7 +62,7 @@ def both(arrange: Arrange, *args: str, **env: str | None) -> Arrange:
     return arranged
 
 
-def gone(*names: str) -> Arrange:
+def without(*names: str) -> Arrange:
     def arrange(world: World) -> None:
         for name in names:
             (world.app / name if "." in name or name[0].isupper() else world.bin / name).unlink()
@@ -98,8 +98,8 @@ def two_images_with_one_tag(world: World) -> Any:
 
 def broken_git(world: World) -> None:
     world.add_git()
-    complaint = "fatal: detected dubious ownership in repository at '/app'\nTo add an exception, call:\n\n\tgit config\n"
-    world.rules["git"] = {"status": 128, "err": complaint}
+    error = "fatal: detected dubious ownership in repository at '/app'\nTo add an exception, call:\n\n\tgit config\n"
+    world.rules["git"] = {"status": 128, "err": error}
 
 
 def git_without_a_commit(world: World) -> None:
@@ -146,7 +146,7 @@ def hook_that(script: str, name: str = "before_build") -> Arrange:
 
 LOCKED_OUT = {"status": 1, "err": "ERROR: forbidden\n"}
 MISTAKES: dict[str, Arrange] = {
-    # the most likely ones of the first run
+    # the most likely mistakes on a first run
     "Docker is not running": rule(
         "docker version",
         status=1,
@@ -168,40 +168,40 @@ MISTAKES: dict[str, Arrange] = {
     "a push that is denied": rules(
         docker_push={"status": 1, "err": DENIED}, aws_ecr_create={"status": 254, "err": EXISTS}
     ),
-    "no convox CLI": gone("convox"),
+    "no convox CLI": without("convox"),
     "a convox CLI that is too old": rule("convox build --help", out="convox build\n"),
-    "outside the project root": gone("docker-compose.yml"),
+    "outside the project root": without("docker-compose.yml"),
     # options and variables
     "an option of docker build": settings("--platform", "linux/amd64"),
-    "a word for an option": settings("shop"),
-    "promote as a word": settings("promote", "RABCDEFGHIJ"),
-    "help as a word": settings("help"),
-    "deploy as a word": settings("deploy"),
+    "an unexpected argument": settings("shop"),
+    "promote as an argument": settings("promote", "RABCDEFGHIJ"),
+    "help as an argument": settings("help"),
+    "deploy as an argument": settings("deploy"),
     "an app name in upper case": settings(APP_NAME="Shop"),
     "a tag with a slash": settings(IMAGE_TAG="feature/x"),
-    "a build ID for a release": settings("--release", "BABCDEFGHIJ"),
+    "a build ID instead of a release ID": settings("--release", "BABCDEFGHIJ"),
     "an empty option": settings("--release", ""),
-    "a release and no promote": settings("--release", "RABCDEFGHIJ", "--no-promote"),
+    "a release with --no-promote": settings("--release", "RABCDEFGHIJ", "--no-promote"),
     "a build that pushes": settings("--", "--push"),
-    "a timeout in words": settings(DEPLOY_TIMEOUT="an hour"),
-    "a result in no directory": settings("--result", "no/such/dir.json"),
+    "a timeout that is not a number": settings(DEPLOY_TIMEOUT="an hour"),
+    "a result in a missing directory": settings("--result", "no/such/dir.json"),
     "a result that would replace the manifest": settings("--result", "docker-compose.yml"),
     # the rack
     "a rack and a URL": settings(
         CONVOX_RACK="a", RACK_URL="https://x@y", CONVOX_HOST=None, CONVOX_PASSWORD=None
     ),
-    "a URL of another host": settings(RACK_URL="https://convox:x@other"),
+    "a URL with another host": settings(RACK_URL="https://convox:x@other"),
     "a URL without a host": settings(
         RACK_URL="rack.example.com", CONVOX_HOST=None, CONVOX_PASSWORD=None
     ),
-    "a URL for a host": settings(CONVOX_HOST="https://rack.example.com"),
+    "a URL instead of a host": settings(CONVOX_HOST="https://rack.example.com"),
     "a host with a newline": settings(CONVOX_HOST="rack.example.com\n"),
     "a password with a newline": settings(CONVOX_PASSWORD="secret\n"),
     "a host without a password": settings(CONVOX_PASSWORD=None),
     "a password without a host": settings(CONVOX_HOST=None),
     "a password under a wrong name": settings(CONVOX_PASSWORD=None, CONVOX_PASS="secret"),
     "a host under a wrong name": settings(CONVOX_HOST=None, CONVOX_HOSTNAME="rack.example.com"),
-    "the Console for a rack": settings(CONVOX_HOST="console.convox.com"),
+    "the Console instead of a rack": settings(CONVOX_HOST="console.convox.com"),
     "a rack that cannot be reached": rule(
         "convox api get",
         status=1,
@@ -211,14 +211,14 @@ MISTAKES: dict[str, Arrange] = {
         "convox api get", status=1, err="ERROR: could not find rack: org/prod\n"
     ),
     "a rack that does not answer in JSON": rule("convox api get", out="<html>\n"),
-    "a login that may not read the app": rule("convox api get", **LOCKED_OUT),
-    # the manifest under another name, or elsewhere
+    "credentials that cannot read the app": rule("convox api get", **LOCKED_OUT),
+    # a manifest with another name or in another directory
     "compose.yaml": under_another_name("compose.yaml"),
     "docker-compose.yaml": under_another_name("docker-compose.yaml"),
     "a subdirectory": in_a_subdirectory,
     # programs
-    "no docker": gone("docker"),
-    "no aws CLI": gone("aws"),
+    "no docker": without("docker"),
+    "no aws CLI": without("aws"),
     "an aws CLI that is too old": rule(
         "aws ecr get-login-password",
         status=2,
@@ -230,22 +230,22 @@ MISTAKES: dict[str, Arrange] = {
     "git that fails": broken_git,
     "git without a commit": git_without_a_commit,
     # builds
-    "no Dockerfile": gone("Dockerfile"),
-    "no build context": file("docker-compose.yml", f"web: {{image: '{IMAGE}', build: no}}"),
+    "no Dockerfile": without("Dockerfile"),
+    "a missing build context": file("docker-compose.yml", f"web: {{image: '{IMAGE}', build: no}}"),
     "one tag for two images": two_images_with_one_tag,
     # hooks
-    "a hook that is a broken link": link("nowhere"),
+    "a hook that is a broken symlink": link("nowhere"),
     "a hook that is a directory": lambda world: (world.app / "deploy" / "after_build.sh").mkdir(
         parents=True
     ),
-    "a hook without a first line": hook("exit 0\n"),
-    "a hook for a shell that is not here": hook("#!/no/such/shell\n"),
-    "a hook for a shell that env does not find": hook("#!/usr/bin/env bashh\n"),
+    "a hook without a shebang line": hook("exit 0\n"),
+    "a hook whose interpreter does not exist": hook("#!/no/such/shell\n"),
+    "a hook whose interpreter env cannot find": hook("#!/usr/bin/env bashh\n"),
     "a hook with Windows line endings": hook(b"#!/bin/sh\r\n"),
     "a hook with another name": file("deploy/after-build.sh", "#!/bin/sh\n", 0o755),
     # several at once
     "several problems": several,
-    "several problems that programs find": several_that_programs_find,
+    "several problems found by commands": several_that_programs_find,
     # the steps
     "a hook that fails": hook("#!/bin/sh\nexit 3\n"),
     "a hook that disappears": hook_that("/bin/rm deploy/after_build.sh"),
@@ -273,7 +273,7 @@ MISTAKES: dict[str, Arrange] = {
         ),
         SKIP_ECR_AUTH="1",
     ),
-    "a tag that exists": both(
+    "a tag that already exists": both(
         rules(
             docker_push={
                 "status": 1,
@@ -284,7 +284,7 @@ MISTAKES: dict[str, Arrange] = {
         ),
         IMAGE_TAG="v1",
     ),
-    "a repository that may not be created": rules(
+    "a repository that cannot be created": rules(
         docker_push={"status": 1, "err": NO_REPOSITORY},
         aws_ecr_create={"status": 254, "err": NO_CREATE},
     ),
@@ -292,7 +292,7 @@ MISTAKES: dict[str, Arrange] = {
     "a release that the rack cannot build": rule(
         "convox build --app", status=1, err="pull access denied for shop\nERROR: build failed\n"
     ),
-    "a release whose image the rack may not pull": rule(
+    "a release whose image the rack cannot pull": rule(
         "convox build --app",
         status=1,
         err="Error: no basic auth credentials\nERROR: build failed\n",
@@ -307,7 +307,7 @@ MISTAKES: dict[str, Arrange] = {
     "a promote that is rolled back": rule(
         "convox releases promote --app", status=1, err="ERROR: rollback\n"
     ),
-    "another release that runs": rule("convox releases promote --app", out="OK\n"),
+    "another running release": rule("convox releases promote --app", out="OK\n"),
     "a command that is terminated": rule("docker push", signal=signal.SIGTERM),
     "a timeout": both(rule("docker build", hang=True), "--timeout", "0.3s"),
 }
@@ -319,8 +319,8 @@ MANIFESTS = {
     "two documents": "a: 1\n---\nb: 2",
     "a manifest that is not text": "\xff\xfe",
     "a manifest that is nested too deeply": "[" * 2000,
-    "a key twice": f"web:\n  image: {IMAGE}\n  image: {IMAGE}\n",
-    "a build and no image": "web:\n  build: .\n",
+    "a duplicate key": f"web:\n  image: {IMAGE}\n  image: {IMAGE}\n",
+    "a build without an image": "web:\n  build: .\n",
     "a build and another image": "web:\n  build: .\n  image: r.io/shop:latest\n",
     "neither image nor build": f"services:\n  api:\n    image: {IMAGE}\n  web:\n    port: 3000\n",
     "a variable in the image": "web:\n  image: ${REPO}:TAG\n",
@@ -332,7 +332,7 @@ MANIFESTS = {
     "an image with escapes": f'web:\n  image: "{ECR}/shop:T\\x41G"\n',
     "a build option that is not supported": f"web:\n  image: {IMAGE}\n  build: {{context: ., cache_from: [x]}}\n",
     "a variable in the build": f"web:\n  image: {IMAGE}\n  build: {{context: $DIR}}\n",
-    "build arguments that are no strings": f"web:\n  image: {IMAGE}\n  build: {{args: [{{A: 1}}]}}\n",
+    "build arguments that are not strings": f"web:\n  image: {IMAGE}\n  build: {{args: [{{A: 1}}]}}\n",
     "an image shared by alias": f"a:\n  image: &i {IMAGE}\n  build: one\nb:\n  image: *i\n  build: two\n",
     "several mistakes": "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n  c: {x: 1, x: 2}\n",
 }
@@ -356,7 +356,7 @@ def message_of(world: World, mistake: str) -> str:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_the_message_that_is_written_down(world: World, mistake: str) -> None:
+def test_a_mistake_gets_the_recorded_message(world: World, mistake: str) -> None:
     assert message_of(world, mistake) == TEXTS[mistake]
 
 
@@ -369,11 +369,9 @@ def message_of_manifest(directory: Path, mistake: str) -> str:
 
 
 @pytest.mark.parametrize("mistake", MANIFESTS)
-def test_a_mistake_in_the_manifest_gets_the_message_that_is_written_down(
-    tmp_path: Path, mistake: str
-) -> None:
+def test_a_mistake_in_the_manifest_gets_the_recorded_message(tmp_path: Path, mistake: str) -> None:
     assert message_of_manifest(tmp_path, mistake) == TEXTS[mistake]
 
 
-def test_no_message_is_written_down_that_is_not_given() -> None:
+def test_every_recorded_message_belongs_to_a_mistake() -> None:
     assert TEXTS.keys() == {*MISTAKES, *MANIFESTS}

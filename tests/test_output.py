@@ -1,4 +1,4 @@
-"""What is on the screen or in the log: headers, the summary, colors, --quiet, signs of life, bytes as they came."""
+"""Output on a terminal and in a log: headers, the summary, colors, --quiet, heartbeats and raw bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def headers(text: str) -> list[str]:
 
 
 def on_a_terminal(world: World, *args: str, **env: str | None) -> str:
-    """Deploy on a pseudo-terminal, and return all that is written to it."""
+    """Deploy on a pseudo-terminal and return the output."""
     master, terminal = pty.openpty()
     process = world.start(*args, env={"TERM": "xterm", **env}, stdout=terminal, stderr=terminal)
     os.close(terminal)
@@ -35,14 +35,16 @@ def on_a_terminal(world: World, *args: str, **env: str | None) -> str:
     try:
         while chunk := os.read(master, 65536):
             written += chunk
-    except OSError:  # Linux's error once the other end is closed
+    except OSError:  # Linux's error when the other end is closed
         pass
     os.close(master)
     assert process.wait() == 0, written
     return written.decode()
 
 
-def test_the_first_line_says_what_is_deployed_where_and_what_is_running(world: World) -> None:
+def test_the_first_line_names_the_app_the_commit_the_rack_and_the_running_release(
+    world: World,
+) -> None:
     commit = world.add_git()
     lines = world.deploy().out.splitlines()
     assert lines[1:4] == [
@@ -52,12 +54,12 @@ def test_the_first_line_says_what_is_deployed_where_and_what_is_running(world: W
     ]
 
 
-def test_a_manifest_that_is_not_used_is_mentioned(world: World) -> None:
+def test_an_unused_manifest_is_mentioned(world: World) -> None:
     world.write("convox.yml", (world.app / "docker-compose.yml").read_text())
     assert "\nManifest: convox.yml, not docker-compose.yml\n" in world.deploy().out
 
 
-def test_the_steps_have_numbered_headers_and_the_end_says_what_came_of_it(world: World) -> None:
+def test_the_steps_have_numbered_headers_and_a_summary_follows(world: World) -> None:
     world.add_hooks()
     ran = world.deploy()
     assert headers(ran.out) == HEADERS
@@ -71,13 +73,13 @@ def test_the_steps_have_numbered_headers_and_the_end_says_what_came_of_it(world:
     assert "\nImage for web: linux/amd64\n" in ran.out
 
 
-def test_a_step_without_a_hook_takes_one_line(world: World) -> None:
+def test_a_step_for_a_missing_hook_takes_one_line(world: World) -> None:
     ran = world.deploy()
     for number, hook in ((2, "before_build"), (4, "after_build"), (7, "before_release")):
         assert f"\n\n==> [{number}/8] {hook}: skipped, no deploy/{hook}.sh\n\n==>" in ran.out
 
 
-def test_nothing_of_the_summary_is_wider_than_80_columns_but_the_image(world: World) -> None:
+def test_the_summary_fits_in_80_columns_except_for_the_image(world: World) -> None:
     closing = world.deploy().out.partition("\npreflight  ")[2]
     assert [
         line for line in closing.splitlines() if len(line) > 80 and not line.startswith("image ")
@@ -98,7 +100,7 @@ def test_nothing_of_the_summary_is_wider_than_80_columns_but_the_image(world: Wo
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
     ],
 )
-def test_colors_are_for_terminals_unless_the_user_says_otherwise(
+def test_colors_are_for_terminals_unless_a_variable_overrides_it(
     world: World, env: dict[str, str | None], on_terminal: bool, in_log: bool
 ) -> None:
     assert ("\x1b[" in on_a_terminal(world, **env)) == on_terminal
@@ -108,7 +110,7 @@ def test_colors_are_for_terminals_unless_the_user_says_otherwise(
 # --- quiet ----------------------------------------------------------------------------
 
 
-def test_quiet_shows_headers_and_the_end(world: World) -> None:
+def test_quiet_shows_only_headers_and_the_outcome(world: World) -> None:
     world.add_hooks()
     ran = world.deploy("--quiet")
     assert ran.status == 0
@@ -116,10 +118,11 @@ def test_quiet_shows_headers_and_the_end(world: World) -> None:
     assert headers(ran.out) == HEADERS
     rest = [line for line in ran.out.splitlines() if line and not line.startswith("==>")]
     assert rest[0] == "Built release RNEWRELEASE (not live yet). To resume from here:"
-    assert rest[1].startswith("  cd ") and rest[2:] == ["shop is now running RNEWRELEASE."]
+    assert rest[1].startswith("  cd ")
+    assert rest[2] == "shop is now running RNEWRELEASE." and rest[3].startswith("To roll back: ")
 
 
-def test_quiet_keeps_warnings(world: World) -> None:
+def test_quiet_still_shows_warnings(world: World) -> None:
     (world.home / "releases.json").write_text('[{"id": "RNEWERXXXXX"}]')
     assert (
         "warning: RNEWERXXXXX (no description) is newer"
@@ -130,7 +133,7 @@ def test_quiet_keeps_warnings(world: World) -> None:
 @pytest.mark.parametrize(
     "command", ["before_build", "docker build", "docker push", "convox build --app"]
 )
-def test_quiet_shows_a_command_that_fails_and_all_of_its_output(world: World, command: str) -> None:
+def test_quiet_shows_a_failed_command_with_all_its_output(world: World, command: str) -> None:
     world.add_hooks("before_build")
     if command == "docker push":
         world.rules["aws ecr create-repository"] = {
@@ -144,14 +147,14 @@ def test_quiet_shows_a_command_that_fails_and_all_of_its_output(world: World, co
     shown = ran.err.splitlines()
     kept = (
         lines if not command.startswith("convox build") else []
-    )  # its stdout is the release alone
+    )  # its stdout is only the release ID
     assert [line for line in shown if line.startswith("line ")] == kept
     assert "and an error" in shown
     start = {"before_build": "deploy/before_build.sh"}.get(command, command)
     assert any(line.startswith(f"$ {start}") for line in shown)
 
 
-def test_quiet_shows_no_secret(world: World) -> None:
+def test_quiet_redacts_secrets(world: World) -> None:
     world.rules["docker build"] = {"status": 1, "err": f"ERROR: {world.env['CONVOX_PASSWORD']}\n"}
     ran = world.deploy("--quiet")
     assert "ERROR: ***" in ran.err and str(world.env["CONVOX_PASSWORD"]) not in ran.text
@@ -161,20 +164,22 @@ def test_a_dry_run_is_never_quiet(world: World) -> None:
     assert "$ docker build" in world.deploy("--dry-run", env={"DEPLOY_QUIET": "1"}).out
 
 
-# --- signs of life --------------------------------------------------------------------
+# --- heartbeats -----------------------------------------------------------------------
 
 
-def test_the_heartbeat_is_more_frequent_than_ci_systems_kill_silent_jobs() -> None:
+def test_the_heartbeat_interval_is_one_minute() -> None:
     import convox_deploy
 
-    assert convox_deploy.HEARTBEAT_SECONDS == 60  # for output that passes through: five times that
+    assert (
+        convox_deploy.HEARTBEAT_SECONDS == 60
+    )  # five times that for output that is passed through
 
 
 @pytest.mark.parametrize(
     "command", ["convox build --app", "docker push", "aws ecr get-login-password"]
 )
 @pytest.mark.parametrize("args", [[], ["--quiet"]])
-def test_a_command_that_is_read_and_silent_gives_a_sign_of_life(
+def test_a_silent_captured_command_gets_a_heartbeat(
     world: World, command: str, args: list[str]
 ) -> None:
     world.constants["HEARTBEAT_SECONDS"] = 0.2
@@ -185,24 +190,24 @@ def test_a_command_that_is_read_and_silent_gives_a_sign_of_life(
     assert ran.out.count(f"\nStill running `{name}`, after 0 min.\n") >= 2
 
 
-def test_a_command_that_passes_through_gives_one_in_logs_but_not_on_a_terminal(
+def test_a_passed_through_command_gets_a_heartbeat_in_logs_but_not_on_a_terminal(
     world: World,
 ) -> None:
     world.constants["HEARTBEAT_SECONDS"] = 0.05
     world.rules["docker build"] = {"usual": True, "pause": 1}
-    sign = "Still running `docker build`, after 0 min."
-    assert sign in world.deploy().out
-    assert sign not in on_a_terminal(world)
+    heartbeat = "Still running `docker build`, after 0 min."
+    assert heartbeat in world.deploy().out
+    assert heartbeat not in on_a_terminal(world)
 
 
-def test_a_command_that_prints_gives_none(world: World) -> None:
+def test_a_command_that_prints_gets_no_heartbeat(world: World) -> None:
     world.constants["HEARTBEAT_SECONDS"] = 0.5
     world.rules["convox build --app"] = {"usual": True, "ticks": 15}
     ran = world.deploy()
     assert ran.status == 0 and "Still" not in ran.out
 
 
-# --- bytes as they came ---------------------------------------------------------------
+# --- raw bytes ------------------------------------------------------------------------
 
 LATIN = "Gr\udcf6\udcdfe"  # two bytes that are not UTF-8
 
@@ -215,7 +220,7 @@ LATIN = "Gr\udcf6\udcdfe"  # two bytes that are not UTF-8
         {"LC_ALL": "POSIX"},
     ],
 )
-def test_bytes_that_are_not_utf8_go_through_as_they_came(
+def test_arguments_and_paths_that_are_not_utf8_are_passed_on_unchanged(
     world: World, locale: dict[str, str | None]
 ) -> None:
     world.app = world.app.rename(world.home / LATIN)
@@ -233,7 +238,7 @@ def test_bytes_that_are_not_utf8_go_through_as_they_came(
     assert world.call("before_build").env["GIT_DESCRIPTION"].endswith("Größe 世界")
 
 
-def test_output_that_is_not_utf8_goes_through_as_it_came(world: World) -> None:
+def test_output_that_is_not_utf8_is_passed_on_unchanged(world: World) -> None:
     world.rules["convox build --app"] = {"usual": True, "bytes": [246, 223, 10]}
     ran = world.deploy(text=False)
     assert b"\n\xf6\xdf\n" in ran.out  # type: ignore[operator]

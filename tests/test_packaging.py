@@ -1,4 +1,4 @@
-"""The wheel, and the Pythons that the tool says it runs on."""
+"""The wheel, and the Python versions the tool supports."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_the_wheel_holds_the_one_module_and_names_it_by_its_version(wheel: Path) -> None:
+def test_the_wheel_contains_one_module_and_takes_its_version_from_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if ".dist-info/" not in name] == ["convox_deploy.py"]
     assert wheel.name == f"convox_deploy-{convox_deploy.__version__}-py3-none-any.whl"
     assert convox_deploy.__version__ not in PYPROJECT
 
 
-def test_the_supported_pythons_are_named_alike_everywhere() -> None:
+def test_the_supported_python_versions_are_the_same_everywhere() -> None:
     classified = re.findall(r"Programming Language :: Python :: 3\.(\d+)", PYPROJECT)
     assert [int(minor) for minor in classified] == list(range(OLDEST, NEWEST + 1))
     assert f'requires-python = ">=3.{OLDEST}"' in PYPROJECT
@@ -43,7 +43,7 @@ def test_the_supported_pythons_are_named_alike_everywhere() -> None:
 
 
 @pytest.mark.parametrize("version", [f"3.{minor}" for minor in range(OLDEST, NEWEST + 1)])
-def test_the_installed_command_deploys_with_each_python(
+def test_the_installed_command_deploys_with_each_python_version(
     world: World, wheel: Path, tmp_path: Path, version: str
 ) -> None:
     python, venv = python_of(version), tmp_path / "venv"

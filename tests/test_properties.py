@@ -1,4 +1,4 @@
-"""What holds for every manifest and every setting: hypothesis looks for one that breaks it."""
+"""Properties of every manifest. Hypothesis looks for counterexamples."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def read(data: bytes) -> Any:
         st.text(max_size=200).map(lambda text: text.encode(errors="replace")),
     )
 )
-def test_no_bytes_make_anything_but_a_message(data: bytes) -> None:
+def test_arbitrary_bytes_cause_nothing_but_an_error_message(data: bytes) -> None:
     with contextlib.suppress(DeployError):
         read(data)
 
 
 @given(documents, st.booleans())
-def test_no_yaml_makes_anything_but_a_message(document: Any, flow: bool) -> None:
+def test_arbitrary_yaml_causes_nothing_but_an_error_message(document: Any, flow: bool) -> None:
     with contextlib.suppress(DeployError):
         read(
             yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).encode(
@@ -67,20 +67,20 @@ def test_no_yaml_makes_anything_but_a_message(document: Any, flow: bool) -> None
 
 
 @given(st.lists(st.sampled_from(["- ", "  ", "\n", "a: ", "&x ", "*x", "<<: ", "{", "}", "[", "]", IMAGE, "image: ", "|", ">", "'", '"', "\t", "\r\n", "services:\n", "? ", "#", "--- ", "!!str ", "%"]), max_size=30))  # fmt: skip
-def test_no_pieces_of_yaml_make_anything_but_a_message(pieces: list[str]) -> None:
+def test_arbitrary_yaml_fragments_cause_nothing_but_an_error_message(pieces: list[str]) -> None:
     with contextlib.suppress(DeployError):
         read("".join(pieces).encode())
 
 
 @settings(deadline=None)
 @given(services, st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
-def test_a_rewritten_manifest_differs_in_image_values_only(
-    content: dict[str, Any], under_services: bool, flow: bool, line_end: str
+def test_a_rewritten_manifest_differs_only_in_image_values(
+    content: dict[str, Any], under_services: bool, flow: bool, line_ending: str
 ) -> None:
     ours = {name for name, service in content.items() if service["image"] == IMAGE}
     document = {"services": content} if under_services or "services" in content else content
     text = yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).replace(
-        "\n", line_end
+        "\n", line_ending
     )
     try:
         manifest = read(text.encode())

@@ -1,4 +1,4 @@
-"""Pushing: the repository that is created if a push fails, retries, digests, and pushes in parallel."""
+"""Pushing: creating a missing repository, retries, digests and parallel pushes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def impatient(world: World) -> None:
     world.constants = {"PUSH_PAUSES": [0, 0, 0]}
 
 
-def test_the_pauses_grow(world: World) -> None:
+def test_the_retry_delays_increase(world: World) -> None:
     import convox_deploy
 
     assert convox_deploy.PUSH_PAUSES == [1, 5, 15]
@@ -40,17 +40,17 @@ def test_the_pauses_grow(world: World) -> None:
 
 # --- the repository -------------------------------------------------------------------
 
-MISSING = [  # what docker says where a repository does not exist: 20.10 and classic 29, containerd, both after EOF
+MISSING = [  # docker's errors for a missing repository: 20.10 and classic 29, containerd, and both after an EOF
     "name unknown: The repository with name 'shop' does not exist in the registry with id '123456789012'",
     "error from registry: The repository with name 'shop' does not exist in the registry with id '123456789012'",
     "EOF",
     'failed to do request: Post "https://123456789012.dkr.ecr.us-east-1.amazonaws.com/v2/shop/blobs/uploads/": EOF',
-    "something that no version of docker has said so far",
+    "an error that no version of docker prints so far",
 ]
 
 
 @pytest.mark.parametrize("reason", MISSING)
-def test_a_missing_repository_is_created_and_the_push_repeated_at_once(
+def test_a_missing_repository_is_created_and_the_push_is_repeated_immediately(
     world: World, reason: str
 ) -> None:
     world.constants = {"PUSH_PAUSES": [600, 600, 600]}
@@ -61,13 +61,13 @@ def test_a_missing_repository_is_created_and_the_push_repeated_at_once(
     assert "Retrying" not in ran.text
 
 
-def test_a_repository_that_exists_is_neither_looked_up_nor_created(world: World) -> None:
+def test_an_existing_repository_is_neither_looked_up_nor_created(world: World) -> None:
     (world.home / "repositories").write_text("123456789012/shop\n")
     assert world.deploy().status == 0
     assert world.commands("aws") == ["aws ecr get-login-password --region us-east-1"]
 
 
-def test_ecr_may_take_some_time_to_know_a_new_repository(world: World) -> None:
+def test_a_push_is_retried_until_ecr_knows_the_new_repository(world: World) -> None:
     world.rules["docker push"] = {
         "sequence": [{"status": 1, "err": MISSING[0]}] * 3 + [{"usual": True}]
     }
@@ -76,14 +76,16 @@ def test_ecr_may_take_some_time_to_know_a_new_repository(world: World) -> None:
     assert len(world.commands("docker push")) == 4 and len(world.commands(CREATE)) == 1
 
 
-def test_a_repository_that_someone_else_has_created_is_pushed_to(world: World) -> None:
+def test_a_push_after_an_eof_is_repeated_if_someone_else_created_the_repository(
+    world: World,
+) -> None:
     world.rules["docker push"] = {"number": 1, "status": 1, "err": "EOF"}
     world.rules[CREATE] = {"usual": True, **EXISTS}
     ran = world.deploy()
     assert ran.status == 0, ran.text
 
 
-def test_a_repository_that_another_deploy_creates_at_the_same_time_is_waited_for(
+def test_a_push_is_repeated_if_another_deploy_has_just_created_the_repository(
     world: World,
 ) -> None:
     world.rules["docker push"] = {"number": 1, "status": 1, "err": MISSING[0]}
@@ -92,7 +94,7 @@ def test_a_repository_that_another_deploy_creates_at_the_same_time_is_waited_for
     assert ran.status == 0, ran.text
 
 
-def test_ecr_is_asked_once_and_the_error_of_the_push_stands(world: World) -> None:
+def test_creation_is_attempted_once_and_the_push_error_is_the_one_reported(world: World) -> None:
     world.rules = {"docker push": {"status": 1, "err": "unexpected EOF"}, CREATE: EXISTS}
     ran = world.deploy()
     assert ran.status == 1
@@ -101,7 +103,7 @@ def test_ecr_is_asked_once_and_the_error_of_the_push_stands(world: World) -> Non
 
 
 @pytest.mark.parametrize("reason", MISSING[:4])
-def test_a_user_that_may_not_create_repositories_is_told_so_without_retries(
+def test_a_user_who_cannot_create_repositories_gets_an_error_without_retries(
     world: World, reason: str
 ) -> None:
     world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: DENIED}
@@ -112,7 +114,7 @@ def test_a_user_that_may_not_create_repositories_is_told_so_without_retries(
     assert "AccessDeniedException" in ran.err and reason in ran.err
 
 
-def test_a_user_that_may_not_create_repositories_can_push_again_after_other_failures(
+def test_other_failures_are_retried_for_a_user_who_cannot_create_repositories(
     world: World,
 ) -> None:
     world.rules = {"docker push": {"number": 1, "status": 1, "err": "broken pipe"}, CREATE: DENIED}
@@ -121,7 +123,7 @@ def test_a_user_that_may_not_create_repositories_can_push_again_after_other_fail
     assert ran.status == 0, ran.text
 
 
-def test_without_aws_the_error_of_the_push_says_so(world: World) -> None:
+def test_the_push_error_mentions_that_aws_is_missing(world: World) -> None:
     (world.bin / "aws").unlink()
     world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
     ran = world.deploy(env={"SKIP_ECR_AUTH": "1"})
@@ -131,14 +133,14 @@ def test_without_aws_the_error_of_the_push_says_so(world: World) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_after_a_signal_nothing_is_created(world: World, signum: int) -> None:
+def test_nothing_is_created_after_a_signal(world: World, signum: int) -> None:
     world.rules["docker push"] = {"hang": True}
     ran = world.deploy_and_signal(signum)
     assert ran.status == 128 + signum
     assert world.commands(CREATE) == [] and len(world.commands("docker push")) == 1
 
 
-def test_a_registry_other_than_ecr_is_never_asked_to_create_anything(world: World) -> None:
+def test_repositories_are_never_created_outside_ecr(world: World) -> None:
     world.write("docker-compose.yml", "web:\n  image: ghcr.io/me/shop:TAG\n")
     world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
     ran = world.deploy()
@@ -146,7 +148,7 @@ def test_a_registry_other_than_ecr_is_never_asked_to_create_anything(world: Worl
     assert world.commands("aws") == [] and len(world.commands("docker push")) == 1
 
 
-def test_two_images_of_one_repository_create_it_once(two_services: World) -> None:
+def test_two_images_in_one_repository_create_it_once(two_services: World) -> None:
     two_services.write("docker-compose.yml", TWO_SERVICES.replace("/worker:TAG", "/shop:TAG"))
     ran = two_services.deploy()
     assert ran.status == 0, ran.text
@@ -173,7 +175,7 @@ TRANSIENT = [
     "toomanyrequests: Rate exceeded",
     "unexpected EOF",
 ]
-LASTING = [
+PERMANENT = [
     "denied: requested access to the resource is denied",
     "tag invalid: The image tag 'x' already exists and cannot be overwritten because the tag is immutable.",
     "no basic auth credentials",
@@ -184,7 +186,7 @@ LASTING = [
 
 
 @pytest.mark.parametrize("reason", TRANSIENT)
-def test_a_failure_that_may_pass_is_retried(world: World, reason: str) -> None:
+def test_a_transient_failure_is_retried(world: World, reason: str) -> None:
     (world.home / "repositories").write_text("123456789012/shop\n")
     world.rules["docker push"] = {"number": 1, "status": 1, "err": reason}
     ran = world.deploy()
@@ -193,8 +195,8 @@ def test_a_failure_that_may_pass_is_retried(world: World, reason: str) -> None:
     assert f"warning: `docker push` failed: {reason} Retrying in 0 s." in ran.out
 
 
-@pytest.mark.parametrize("reason", LASTING)
-def test_a_failure_that_stays_is_not_retried(world: World, reason: str) -> None:
+@pytest.mark.parametrize("reason", PERMANENT)
+def test_a_permanent_failure_is_not_retried(world: World, reason: str) -> None:
     (world.home / "repositories").write_text("123456789012/shop\n")
     world.write("docker-compose.yml", f"web:\n  image: {ECR}/api-502/shop:TAG\n")
     world.rules["docker push"] = {"status": 1, "err": reason}
@@ -204,7 +206,7 @@ def test_a_failure_that_stays_is_not_retried(world: World, reason: str) -> None:
     assert len(world.commands("docker push")) == 1
 
 
-def test_a_signal_ends_a_pause(world: World) -> None:
+def test_a_signal_interrupts_a_retry_delay(world: World) -> None:
     world.constants = {"PUSH_PAUSES": [600]}
     (world.bin / "sleep").unlink()
     (world.bin / "sleep").symlink_to(world.bin / "docker")
@@ -221,17 +223,17 @@ def test_a_signal_ends_a_pause(world: World) -> None:
 @pytest.mark.parametrize(
     "command", ["docker build", "convox build --app", "convox releases promote --app", "before"]
 )
-def test_nothing_else_that_changes_something_is_ever_retried(world: World, command: str) -> None:
+def test_no_other_command_that_changes_something_is_retried(world: World, command: str) -> None:
     world.add_hooks()
     world.rules[command] = {"status": 1, "err": "connection reset by peer"}
     assert world.deploy().status == 1
     assert len(world.commands(command)) == 1
 
 
-# --- what docker says of it -----------------------------------------------------------
+# --- docker's options and output ------------------------------------------------------
 
 
-def test_the_digest_is_that_of_the_last_line_of_the_push(world: World) -> None:
+def test_the_digest_is_read_from_the_last_line_of_the_push(world: World) -> None:
     world.rules["docker push"] = {
         "usual": True,
         "out": "digest: sha256:" + "0" * 64 + "\nThe push refers to repository [r.io/digest]\n",
@@ -241,14 +243,14 @@ def test_the_digest_is_that_of_the_last_line_of_the_push(world: World) -> None:
     assert f"\ndigest  {DIGEST}\n" in ran.out
 
 
-def test_a_push_that_prints_no_digest_was_none(world: World) -> None:
+def test_a_push_that_prints_no_digest_is_a_failure(world: World) -> None:
     world.rules["docker push"] = {"out": "Using default tag\n"}
     ran = world.deploy()
     assert ran.status == 1
     assert "It printed no digest: " in ran.err and "was not pushed." in ran.err
 
 
-def test_an_image_that_no_builder_loaded_gets_the_advice_to_load_it(world: World) -> None:
+def test_an_image_that_the_builder_did_not_load_gets_advice(world: World) -> None:
     world.rules["docker build"] = {"out": "WARNING: No output specified with remote driver.\n"}
     ran = world.deploy()
     assert ran.status == 1
@@ -256,10 +258,10 @@ def test_an_image_that_no_builder_loaded_gets_the_advice_to_load_it(world: World
 
 
 @pytest.mark.parametrize("value", [None, "1", "0"])
-def test_the_default_attestations_are_off_so_that_unchanged_content_keeps_its_id(
+def test_default_attestations_are_off_so_that_unchanged_content_keeps_its_image_id(
     world: World, value: str | None
 ) -> None:
-    """With buildx on the containerd store they would make every image unique."""
+    """With buildx and the containerd image store, they would make every image unique."""
     assert world.deploy(env={"BUILDX_NO_DEFAULT_ATTESTATIONS": value}).status == 0
     assert world.call("docker build").env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == (value or "1")
     for other in ("docker tag", "docker image inspect", "docker image rm", "convox build --app"):
@@ -267,7 +269,7 @@ def test_the_default_attestations_are_off_so_that_unchanged_content_keeps_its_id
 
 
 @pytest.mark.parametrize("option", ["--push", "--push=true"])
-def test_docker_build_must_not_push(world: World, option: str) -> None:
+def test_docker_build_is_not_allowed_to_push(world: World, option: str) -> None:
     ran = world.deploy("--", option)
     assert ran.status == 2
     assert "Remove --push from the docker build arguments." in ran.err
@@ -276,7 +278,7 @@ def test_docker_build_must_not_push(world: World, option: str) -> None:
 # --- in parallel ----------------------------------------------------------------------
 
 
-def test_pushes_run_in_parallel_and_each_line_says_for_which_service(two_services: World) -> None:
+def test_pushes_run_in_parallel_and_each_line_names_its_service(two_services: World) -> None:
     for name, other in (("shop", "worker"), ("worker", "shop")):
         two_services.rules[f"docker push {ECR}/{name}"] = {
             "usual": True,
@@ -292,12 +294,12 @@ def test_pushes_run_in_parallel_and_each_line_says_for_which_service(two_service
         assert f"{service} | a warning about {name}" in lines
 
 
-def test_one_push_is_not_labeled(world: World) -> None:
+def test_the_output_of_a_single_push_has_no_prefix(world: World) -> None:
     world.rules["docker push"] = {"usual": True, "out": "as docker wrote it\n"}
     assert "\nas docker wrote it\n" in world.deploy().out
 
 
-def test_a_push_that_fails_ends_the_others_and_is_the_one_reported(two_services: World) -> None:
+def test_a_failed_push_ends_the_others_and_is_the_one_reported(two_services: World) -> None:
     two_services.rules = {
         f"docker push {ECR}/worker": {"hang": True, "child": True},
         f"docker push {ECR}/shop": {"once_one_hangs": True, "status": 1, "err": "denied: no"},
@@ -321,8 +323,8 @@ def test_preflight_checks_run_in_parallel(world: World) -> None:
     assert ran.status == 0, ran.text
 
 
-def test_docker_logs_in_to_one_registry_after_another(world: World) -> None:
-    """It rewrites its whole configuration without a lock."""
+def test_docker_logs_in_to_one_registry_at_a_time(world: World) -> None:
+    """docker rewrites its config.json without locking."""
     other = ECR.replace("us-east-1", "eu-west-1")
     world.write("docker-compose.yml", COMPOSE + f"  worker:\n    image: {other}/worker:TAG\n")
     world.rules["docker login"] = {"usual": True, "lock": "logging-in"}
@@ -338,13 +340,13 @@ def names_removed(world: World) -> set[str]:
     return {name for line in world.commands("docker image rm") for name in line.split()[4:]}
 
 
-def test_a_successful_push_leaves_the_image_under_its_name_in_the_registry(world: World) -> None:
+def test_a_successful_push_removes_only_the_temporary_tag(world: World) -> None:
     assert world.deploy().status == 0
     assert names_removed(world) == {world.call("docker tag").argv[2]}
 
 
 @pytest.mark.parametrize("how", ["fails", "is stopped"])
-def test_a_push_that_fails_leaves_no_name_in_docker(two_services: World, how: str) -> None:
+def test_a_failed_push_leaves_no_tag_in_docker(two_services: World, how: str) -> None:
     world, push = two_services, f"docker push {ECR}/worker"
     world.rules[CREATE] = EXISTS
     (world.home / "repositories").write_text("123456789012/shop\n123456789012/worker\n")
@@ -364,13 +366,13 @@ def test_a_push_that_fails_leaves_no_name_in_docker(two_services: World, how: st
     assert tags | locals_ <= names_removed(world)
 
 
-def test_a_build_that_fails_leaves_no_name_in_docker(world: World) -> None:
+def test_a_failed_build_leaves_no_tag_in_docker(world: World) -> None:
     world.rules["docker build"] = {"status": 1}
     assert world.deploy().status == 1
     assert world.call("docker build").argv[3] in names_removed(world)
 
 
-def test_a_cleanup_that_hangs_is_given_up(world: World) -> None:
+def test_a_hanging_cleanup_is_abandoned(world: World) -> None:
     world.constants = {"GRACE_SECONDS": 0.2}
     world.rules["docker image rm"] = {"hang": True}
     ran: Any = ended(world.start())

@@ -1,4 +1,4 @@
-"""One rack for every command and hook of a deploy, and it is the one that the user means."""
+"""Every command and hook of a deploy uses the same rack: the one the user means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSWORDS = ["secret", "pass/word", "p@ss@word", "a%2fb", "ä ö", "a:b?c#d", "x
 
 
 def rack_calls(world: World) -> list[Any]:
-    """The calls that reach the rack, and the hooks."""
+    """Return the calls that reach the rack, and those of the hooks."""
     calls = [
         call for call in world.calls if call.argv[0] in ("convox", "before_build", "before_release")
     ]
@@ -31,9 +31,7 @@ def rack_calls(world: World) -> list[Any]:
         ("v2", ".convox2"),
     ],
 )
-def test_every_command_and_hook_gets_the_rack_that_is_named(
-    world: World, how: str, cli: str
-) -> None:
+def test_every_command_and_hook_gets_the_specified_rack(world: World, how: str, cli: str) -> None:
     world.add_hooks()
     args, env = [], {**LOGIN, "CONVOX_STANDIN_CLI": cli}
     if how == "option":
@@ -56,10 +54,10 @@ def test_every_command_and_hook_gets_the_rack_that_is_named(
 
 
 @pytest.mark.parametrize(("cli", "password"), [*zip(itertools.cycle(CLIS), PASSWORDS)])
-def test_a_direct_login_reaches_every_generation_and_wins_over_the_local_setting(
+def test_a_direct_login_reaches_every_cli_generation_and_overrides_the_local_setting(
     world: World, password: str, cli: str
 ) -> None:
-    """v3 takes RACK_URL, which overrides .convox/rack; up to v2 CONVOX_HOST does."""
+    """In v3 RACK_URL overrides .convox/rack, and up to v2 CONVOX_HOST does."""
     world.add_hooks()
     world.write(".convox/rack", "org/staging\n")
     env = {
@@ -87,7 +85,7 @@ def test_a_direct_login_reaches_every_generation_and_wins_over_the_local_setting
         ("https://convox:p@ss@word@rack.example.com", "p@ss@word"),
     ],
 )
-def test_a_rack_url_reaches_the_old_generations_too(
+def test_a_rack_url_also_reaches_old_cli_generations(
     world: World, url: str, password: str, cli: str
 ) -> None:
     world.write(".convox/rack", "org/staging\n")
@@ -106,7 +104,7 @@ def test_a_rack_url_reaches_the_old_generations_too(
 @pytest.mark.parametrize(
     "host", ["console.convox.com", "Console.Convox.com", "console.convox.com:443"]
 )
-def test_the_console_is_never_taken_for_a_rack(world: World, host: str) -> None:
+def test_the_console_is_never_mistaken_for_a_rack(world: World, host: str) -> None:
     ran = world.deploy(env={"CONVOX_HOST": host})
     assert ran.status == 2
     assert (
@@ -117,7 +115,9 @@ def test_the_console_is_never_taken_for_a_rack(world: World, host: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["--rack", ".convox/rack"])
-def test_a_deploy_key_goes_to_the_console_with_the_name_of_the_rack(world: World, how: str) -> None:
+def test_a_deploy_key_is_used_with_the_console_and_the_name_of_the_rack(
+    world: World, how: str
+) -> None:
     args = ["--rack", "org/production"] if how == "--rack" else []
     if how == ".convox/rack":
         world.write(how, "org/production")
@@ -128,7 +128,7 @@ def test_a_deploy_key_goes_to_the_console_with_the_name_of_the_rack(world: World
         assert call.env["CONVOX_HOST"] == "console.convox.com"
 
 
-def test_without_any_of_these_the_cli_chooses(world: World) -> None:
+def test_without_rack_settings_the_cli_chooses_the_rack(world: World) -> None:
     ran = world.deploy(env={**LOGIN, "APP_NAME": None})
     assert ran.status == 0, ran.text
     build = world.call("convox build --app shop")  # the directory's name
@@ -145,7 +145,7 @@ def test_without_any_of_these_the_cli_chooses(world: World) -> None:
         ({".convox/app": ""}, "shop"),
     ],
 )
-def test_the_default_app_is_the_local_setting(
+def test_the_app_defaults_to_the_local_setting(
     world: World, files: dict[str, str], app: str
 ) -> None:
     for name, text in files.items():
@@ -154,7 +154,7 @@ def test_the_default_app_is_the_local_setting(
     assert world.commands(f"convox build --app {app} ")
 
 
-def test_a_cli_without_the_option_gets_the_variable_alone(world: World) -> None:
+def test_a_cli_without_the_rack_option_gets_only_the_variable(world: World) -> None:
     world.rules["convox build --help"] = {"out": "--manifest --app --description --id"}
     ran = world.deploy("--rack", "production", env=LOGIN)
     assert ran.status == 0, ran.text

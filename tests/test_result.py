@@ -1,4 +1,4 @@
-"""The result file: what it says, which files it may replace, and that it is never out of date."""
+"""The result file: its contents, which files it can replace, and that it is never out of date."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def result_of(world: World, name: str = "result.json") -> dict[str, Any]:
     return result
 
 
-def test_a_success_is_told(world: World) -> None:
+def test_a_success_is_recorded(world: World) -> None:
     world.add_git()
     world.add_hooks()
     assert world.deploy("--result", "result.json").status == 0
@@ -61,7 +61,7 @@ def test_a_success_is_told(world: World) -> None:
     assert list(seconds) == STEPS and all(second >= 0 for second in seconds.values())
 
 
-def test_a_failure_is_told(world: World) -> None:
+def test_a_failure_is_recorded(world: World) -> None:
     world.rules["docker push"] = {"status": 1, "err": "denied"}
     assert world.deploy(env={"DEPLOY_RESULT": "result.json"}).status == 1
     result = result_of(world)
@@ -71,7 +71,7 @@ def test_a_failure_is_told(world: World) -> None:
 
 
 @pytest.mark.parametrize("command", ["docker build", "convox releases promote --app"])
-def test_an_interruption_is_told(world: World, command: str) -> None:
+def test_an_interruption_is_recorded(world: World, command: str) -> None:
     world.rules[command] = {"hang": True}
     ran = world.deploy_and_signal(signal.SIGTERM, "--result", "result.json")
     result = result_of(world)
@@ -84,12 +84,12 @@ def test_an_interruption_is_told(world: World, command: str) -> None:
     assert "Stopped by SIGTERM while running" in result["error"]
 
 
-def test_a_problem_in_preflight_is_told(world: World) -> None:
+def test_a_preflight_problem_is_recorded(world: World) -> None:
     assert world.deploy("--result", "result.json", "--tag", "a/b").status == 2
     assert (result_of(world)["exit_status"], result_of(world)["failed_step"]) == (2, "preflight")
 
 
-# --- which files it may replace -------------------------------------------------------
+# --- which files it can replace -------------------------------------------------------
 
 FOREIGN = {
     "docker-compose.yml": None,
@@ -107,14 +107,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("name", "how"), [*zip(FOREIGN, itertools.cycle(["option", "variable"]))])
-def test_a_file_that_is_not_ours_is_never_replaced(world: World, name: str, how: str) -> None:
+def test_a_file_that_is_not_a_result_is_never_replaced(world: World, name: str, how: str) -> None:
     text = FOREIGN[name]
     path = world.app / name if text is None else world.write(name, text.encode("latin-1"), 0o755)
     before = path.read_bytes()
     args, env = (["--result", name], {}) if how == "option" else ([], {"DEPLOY_RESULT": name})
     ran = world.deploy(*args, env=env)
     assert ran.status == 2
-    assert f"--result {name} would replace a file that is not an earlier result." in ran.err
+    assert f"--result {name} would replace a file that is not a result." in ran.err
     assert path.read_bytes() == before
     world.deploy("--bogus", *args, env=env)
     assert path.read_bytes() == before
@@ -128,7 +128,7 @@ def test_the_tool_itself_is_never_replaced(world: World) -> None:
 
 
 @pytest.mark.parametrize("target", ["nowhere", "result.json", "/dev/null"])
-def test_a_link_is_never_replaced(world: World, target: str) -> None:
+def test_a_symlink_is_never_replaced(world: World, target: str) -> None:
     world.write("result.json", OURS)
     (world.app / "link").symlink_to(target)
     assert world.deploy("--result", "link").status == 2
@@ -144,14 +144,16 @@ def test_a_device_a_pipe_or_a_directory_is_never_replaced(world: World) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", OURS])
-def test_a_new_an_empty_or_an_earlier_result_is_replaced(world: World, text: str | None) -> None:
+def test_a_result_is_written_to_a_new_file_an_empty_file_or_an_earlier_result(
+    world: World, text: str | None
+) -> None:
     if text is not None:
         world.write("result.json", text, 0o600)
     assert world.deploy("--result", "result.json").status == 0
     assert result_of(world)["status"] == "succeeded"
 
 
-def test_a_file_that_a_hook_puts_there_is_not_replaced_either(world: World) -> None:
+def test_a_file_that_a_hook_creates_there_is_not_replaced(world: World) -> None:
     world.write("deploy/before_build.sh", "#!/bin/sh\necho mine >result.json\n", 0o755)
     ran = world.deploy("--result", "result.json")
     assert (world.app / "result.json").read_text() == "mine\n"
@@ -160,7 +162,7 @@ def test_a_file_that_a_hook_puts_there_is_not_replaced_either(world: World) -> N
     assert "shop is now running RNEWRELEASE." in ran.out
 
 
-def test_a_result_that_cannot_be_written_hides_nothing(world: World) -> None:
+def test_a_result_that_cannot_be_written_does_not_hide_the_outcome(world: World) -> None:
     world.write("results/.keep", "")
     world.write("deploy/before_release.sh", "#!/bin/sh\n/bin/rm -r results\n", 0o755)
     ran = world.deploy("--result", "results/result.json")
@@ -169,8 +171,8 @@ def test_a_result_that_cannot_be_written_hides_nothing(world: World) -> None:
     assert "shop is now running RNEWRELEASE." in ran.out
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system takes root")
-def test_a_full_disk_leaves_no_half_written_result(world: World) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
+def test_a_full_disk_leaves_no_partial_result(world: World) -> None:
     import subprocess
 
     (world.app / "full").mkdir()
@@ -212,7 +214,7 @@ UNUSABLE: dict[str, tuple[list[str], dict[str, str | None]]] = {
         ),
     ],
 )
-def test_an_earlier_result_is_gone_even_if_the_command_line_cannot_be_used(
+def test_an_earlier_result_is_removed_even_if_the_settings_are_invalid(
     world: World, mistake: str, how: str
 ) -> None:
     world.write("result.json", OURS)
@@ -233,13 +235,15 @@ def test_an_earlier_result_is_gone_even_if_the_command_line_cannot_be_used(
 @pytest.mark.parametrize(
     "args", [["--help"], ["-h"], ["--version"], ["--dry-run"], ["--dry-run", "--bogus"]]
 )
-def test_what_deploys_nothing_leaves_the_earlier_result(world: World, args: list[str]) -> None:
+def test_invocations_that_deploy_nothing_keep_the_earlier_result(
+    world: World, args: list[str]
+) -> None:
     world.write("result.json", OURS)
     world.deploy(*args, env={"DEPLOY_RESULT": "result.json"})
     assert (world.app / "result.json").read_text() == OURS
 
 
-def test_the_earlier_result_is_gone_while_the_deploy_runs(world: World) -> None:
+def test_the_earlier_result_is_removed_while_the_deploy_is_running(world: World) -> None:
     world.write("result.json", OURS)
     world.rules["docker build"] = {"hang": True}
     process = world.start("--result", "result.json")
@@ -250,7 +254,7 @@ def test_the_earlier_result_is_gone_while_the_deploy_runs(world: World) -> None:
     assert not exists
 
 
-def test_the_digest_is_left_out_where_docker_draws_its_progress_on_a_terminal(world: World) -> None:
+def test_the_digest_is_null_if_docker_draws_its_progress_on_a_terminal(world: World) -> None:
     from test_output import on_a_terminal
 
     on_a_terminal(world, "--result", "result.json")

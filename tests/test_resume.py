@@ -1,4 +1,4 @@
-"""Resuming: the command that is printed works from anywhere, and never skips the before_release hook."""
+"""Resuming: the printed command works from any directory and never skips the before_release hook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import COMPOSE, TOOL, Ran, World
 
 
 def resume_command(ran: Ran) -> str:
-    """Return the last command for resuming that was printed."""
+    """Return the last resume command that was printed."""
     return re.findall(r"^ +(?:Retry: +)?(cd .* --release R\w+)$", ran.text, re.MULTILINE)[-1]  # type: ignore[no-any-return]
 
 
@@ -28,7 +28,9 @@ def run_in_a_shell(world: World, command: str, **env: str) -> subprocess.Complet
     )
 
 
-def test_the_command_is_printed_as_soon_as_the_release_is_built_and_works(world: World) -> None:
+def test_the_resume_command_is_printed_as_soon_as_the_release_is_built_and_works(
+    world: World,
+) -> None:
     world.add_hooks()
     world.rules["before_release"] = {"status": 3}
     ran = world.deploy()
@@ -52,7 +54,7 @@ def test_the_command_is_printed_as_soon_as_the_release_is_built_and_works(world:
     assert hook.env["RELEASE_ID"] == "RNEWRELEASE" and hook.cwd == str(world.app)
 
 
-def test_the_command_carries_what_is_not_the_default(world: World) -> None:
+def test_the_resume_command_includes_settings_that_are_not_defaults(world: World) -> None:
     world.write("deploy/my compose.yml", COMPOSE)
     args = ["--file", "deploy/my compose.yml", "--rack", "org/production", "--no-verify"]
     ran = world.deploy("--no-promote", *args, env={"CONVOX_HOST": None, "CONVOX_PASSWORD": None})
@@ -66,7 +68,7 @@ def test_the_command_carries_what_is_not_the_default(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["My Shop", "it's", "$(x) `y` ;"])
-def test_the_command_is_quoted(world: World, name: str) -> None:
+def test_the_resume_command_is_quoted(world: World, name: str) -> None:
     world.app = world.app.rename(world.home / name)
     ran = world.deploy("--no-promote")
     done = run_in_a_shell(world, resume_command(ran))
@@ -75,7 +77,7 @@ def test_the_command_is_quoted(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("args", [[], ["--file", "other.yml"]])
 def test_resuming_outside_the_project_root_is_refused(world: World, args: list[str]) -> None:
-    """There is no before_release hook to be found there, so it would be skipped."""
+    """The before_release hook would not be found there, so it would be skipped."""
     (world.app / "docker-compose.yml").unlink()
     ran = world.deploy("--release", "RABCDEFGHIJ", *args)
     assert ran.status == 2
@@ -86,7 +88,7 @@ def test_resuming_outside_the_project_root_is_refused(world: World, args: list[s
     assert world.calls == []
 
 
-def test_resuming_in_a_subdirectory_names_the_project_root(world: World) -> None:
+def test_resuming_in_a_subdirectory_suggests_the_project_root(world: World) -> None:
     root, world.app = world.app, world.app / "lib"
     world.app.mkdir()
     ran = world.deploy("--release", "RABCDEFGHIJ")
@@ -107,7 +109,7 @@ NEWER = '[{"id": "RNEWERXXXXX", "description": "env add:PRICE", "env": "PRICE=ve
 
 
 @pytest.mark.parametrize("args", [[], ["--release", "RABCDEFGHIJ"]])
-def test_a_release_that_is_no_longer_the_newest_is_promoted_with_a_warning(
+def test_a_release_that_is_not_the_newest_is_promoted_with_a_warning(
     world: World, args: list[str]
 ) -> None:
     (world.home / "releases.json").write_text(NEWER)
@@ -119,14 +121,12 @@ def test_a_release_that_is_no_longer_the_newest_is_promoted_with_a_warning(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '["x"]', '[{"id": null}]', "<html>"])
-def test_a_list_of_releases_that_cannot_be_read_is_no_reason_to_fail(
-    world: World, text: str
-) -> None:
+def test_an_unreadable_list_of_releases_does_not_fail_the_deploy(world: World, text: str) -> None:
     (world.home / "releases.json").write_text(text)
     assert world.deploy().status == 0
 
 
-def test_a_login_that_may_not_list_releases_can_promote(world: World) -> None:
+def test_credentials_that_cannot_list_releases_can_promote(world: World) -> None:
     world.rules["convox api get /apps/shop/releases"] = {"status": 1, "err": "ERROR: forbidden"}
     ran = world.deploy()
     assert ran.status == 0 and "warning" not in ran.text

@@ -1,10 +1,13 @@
-"""Whole deploys with the real docker, a real registry behind a login, and the real aws CLI."""
+"""Complete deploys with the real docker, a real registry with authentication, and the real aws CLI."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -15,11 +18,14 @@ from typing import Any
 import pytest
 from conftest import ROOT, TOOL
 
+from sandbox import wait_for  # isort: skip
+
 NewApp = Callable[[str], Path]
+OPTION = "--cache-from-running"
 
 
 def deploy(sandbox: Any, app: Path, *args: str, status: int = 0, **env: str) -> str:
-    """Deploys the app in `app`, checks the exit status, and returns all that was said."""
+    """Deploy the app in `app`, check the exit code and return the output."""
     done = subprocess.run(
         [sys.executable, TOOL, *args],
         cwd=app,
@@ -35,17 +41,19 @@ def deploy(sandbox: Any, app: Path, *args: str, status: int = 0, **env: str) -> 
     return done.stdout
 
 
-def answer(sandbox: Any, name: str) -> str:
+def page(sandbox: Any, name: str) -> str:
     url = sandbox.check("convox", "services", "--app", name).split()[-1]
     with urllib.request.urlopen(url, timeout=10) as response:
         return str(response.read().decode().strip())
 
 
-def need_ecr(sandbox: Any) -> None:
-    if not sandbox.has_ecr:
-        (pytest.fail if os.environ.get("REQUIRE_E2E") else pytest.skip)(
-            "There is no ECR without root on Debian."
-        )
+def require(is_there: bool, what: str) -> None:
+    if not is_there:
+        (pytest.fail if os.environ.get("REQUIRE_E2E") else pytest.skip)(f"There is no {what} here.")
+
+
+def require_ecr(sandbox: Any) -> None:
+    require(sandbox.has_ecr, "ECR, which needs root on Debian,")
 
 
 def add_before_release(app: Path, script: str) -> Path:
@@ -66,19 +74,21 @@ def images(sandbox: Any, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("cli", ["2016", "2018", "v2", "v3"])
-def test_two_versions_go_live_one_after_the_other(sandbox: Any, new_app: NewApp, cli: str) -> None:
+def test_two_versions_go_live_in_turn(sandbox: Any, new_app: NewApp, cli: str) -> None:
     name = f"shop-{cli}"
     app = new_app(name)
     deploy(sandbox, app, CONVOX_STANDIN_CLI=cli)
-    assert answer(sandbox, name) == "v1"
+    assert page(sandbox, name) == "v1"
     (app / "www" / "index.html").write_text("v2\n")
-    said = deploy(sandbox, app, CONVOX_STANDIN_CLI=cli)
-    assert answer(sandbox, name) == "v2"
+    output = deploy(sandbox, app, CONVOX_STANDIN_CLI=cli)
+    assert page(sandbox, name) == "v2"
     release = json.loads(sandbox.check("convox", "api", "get", f"/apps/{name}"))["release"]
-    assert f"{name} is now running {release}." in said
+    assert f"{name} is now running {release}." in output
 
 
-def test_an_unchanged_app_deploys_again_under_the_same_tag(sandbox: Any, new_app: NewApp) -> None:
+def test_an_unchanged_app_is_deployed_again_with_the_same_tag(
+    sandbox: Any, new_app: NewApp
+) -> None:
     app = new_app("same")
     deploy(sandbox, app)
     [image] = images(sandbox, "same")
@@ -86,37 +96,44 @@ def test_an_unchanged_app_deploys_again_under_the_same_tag(sandbox: Any, new_app
     assert images(sandbox, "same") == [image]
 
 
-def test_a_hook_runs_a_one_off_in_the_release_before_it_is_live(
+def test_a_hook_runs_a_one_off_command_in_the_release_before_it_goes_live(
     sandbox: Any, new_app: NewApp
 ) -> None:
     app = new_app("migrate")
     deploy(sandbox, app)
     (app / "www" / "index.html").write_text("v2\n")
     add_before_release(app, (ROOT / "examples" / "sandbox" / "before_release.sh").read_text())
-    said = deploy(sandbox, app, CONVOX_STANDIN_CLI="v3")
-    assert "which is not live yet:\nv2\n" in said
+    output = deploy(sandbox, app, CONVOX_STANDIN_CLI="v3")
+    assert "which is not live yet:\nv2\n" in output
 
 
-def test_a_hook_that_fails_leaves_the_old_version_live_and_the_release_at_hand(
+def test_a_failed_hook_leaves_the_old_version_live_and_the_release_can_be_resumed(
     sandbox: Any, new_app: NewApp
 ) -> None:
     app = new_app("careful")
     deploy(sandbox, app)
     (app / "www" / "index.html").write_text("v2\n")
     hook = add_before_release(app, "#!/bin/sh\nexit 7\n")
-    said = deploy(sandbox, app, status=1)
-    assert answer(sandbox, "careful") == "v1"
+    output = deploy(sandbox, app, status=1)
+    assert page(sandbox, "careful") == "v1"
     hook.unlink()
-    resume = said.strip().splitlines()[-1]
+    resume = output.strip().splitlines()[-1]
     done = subprocess.run(resume, shell=True, cwd="/", env=sandbox.env, check=False)
     assert done.returncode == 0
-    assert answer(sandbox, "careful") == "v2"
+    assert page(sandbox, "careful") == "v2"
 
 
-def test_the_hooks_in_examples_work(sandbox: Any, new_app: NewApp) -> None:
-    app = new_app("rails")
+@pytest.fixture(params=["legacy builder", "BuildKit"])
+def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the environment of each builder in turn."""
+    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.env)
+
+
+def test_the_example_hooks_work(sandbox: Any, new_app: NewApp, builder: Any) -> None:
+    name = f"rails-{builder.get('DOCKER_BUILDKIT', '0')}"
+    app = new_app(name)
     shutil.copytree(ROOT / "examples" / "deploy", app / "deploy")
-    bundle = app / "bundle"  # as a Rails app would answer
+    bundle = app / "bundle"  # responds like a Rails app's bundle
     bundle.write_text(
         "#!/bin/sh\n"
         '[ "$3" = assets:precompile ] && echo compiled > /www/index.html\n'
@@ -125,13 +142,56 @@ def test_the_hooks_in_examples_work(sandbox: Any, new_app: NewApp) -> None:
     bundle.chmod(0o755)
     with (app / "Dockerfile").open("a") as dockerfile:
         dockerfile.write("COPY bundle /bin/bundle\n")
-    said = deploy(sandbox, app)
-    assert "\nmigrated by what is compiled\n" in said
-    assert answer(sandbox, "rails") == "compiled"
+    output = deploy(sandbox, app, status=0, **builder)
+    assert "\nmigrated by what is compiled\n" in output
+    assert page(sandbox, name) == "compiled"
     assert (app / "REVISION").exists()
 
 
-def test_several_services_with_builds_of_their_own(sandbox: Any, new_app: NewApp) -> None:
+def test_a_build_that_fails_is_shown_in_full_even_if_quiet(
+    sandbox: Any, new_app: NewApp, builder: Any
+) -> None:
+    app = new_app(f"failing-{builder.get('DOCKER_BUILDKIT', '0')}")
+    with (app / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write("RUN echo the reason is this >&2; exit 9\n")
+    output = deploy(sandbox, app, "--quiet", status=1, **builder)
+    assert "build failed:\n`docker build` exited with code" in output
+    assert re.search(r"^(#\d+ [\d.]+ )?the reason is this$", output, re.MULTILINE)
+
+
+def test_a_signal_during_a_build_ends_it(sandbox: Any, new_app: NewApp, builder: Any) -> None:
+    app = new_app(f"stopped-{builder.get('DOCKER_BUILDKIT', '0')}")
+    with (app / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write("RUN echo begun; exec sleep 600.5\n")
+    process = subprocess.Popen(
+        [sys.executable, TOOL],
+        cwd=app,
+        env=builder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    output = ""
+    for line in process.stdout:
+        output += line
+        if re.search(r"^(#\d+ [\d.]+ )?begun$", line):
+            process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM, output
+    assert "Stopped by SIGTERM while running `docker build`." in output
+    wait_for(lambda: not is_running("sleep\0600.5"), "the end of the build step")
+
+
+def is_running(command: str) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if command in path.read_text(errors="replace"):
+                return True
+    return False
+
+
+def test_several_services_with_separate_builds(sandbox: Any, new_app: NewApp) -> None:
     app = new_app("several")
     (app / "api" / "www").mkdir(parents=True)
     (app / "api" / "www" / "index.html").write_text("api\n")
@@ -146,9 +206,9 @@ def test_several_services_with_builds_of_their_own(sandbox: Any, new_app: NewApp
         f"  api:\n    image: {host}/team/api:TAG\n    ports: [8080]\n"
         "    build: {path: api, manifest: Dockerfile.api, args: [X=1]}\n"
     )
-    said = deploy(sandbox, app)
-    assert said.count("$ docker build") == said.count(" digest: sha256:") == 2
-    assert said.count("$ aws ecr create-repository") == 2 * sandbox.has_ecr
+    output = deploy(sandbox, app)
+    assert output.count("$ docker build") == output.count(" digest: sha256:") == 2
+    assert output.count("$ aws ecr create-repository") == 2 * sandbox.has_ecr
     services = sandbox.check("convox", "services", "--app", "several").split()[2:]
     pages = {}
     for service, url in zip(services[::2], services[1::2]):
@@ -157,47 +217,45 @@ def test_several_services_with_builds_of_their_own(sandbox: Any, new_app: NewApp
     assert pages == {"web": "v1", "api": "api"}
 
 
-def test_a_rack_that_rolls_back_is_a_failed_deploy(sandbox: Any, new_app: NewApp) -> None:
+def test_a_rollback_fails_the_deploy(sandbox: Any, new_app: NewApp) -> None:
     app = new_app("broken")
     deploy(sandbox, app)
     with (app / "Dockerfile").open("a") as dockerfile:
         dockerfile.write('CMD ["no-such-program"]\n')
-    said = deploy(sandbox, app, status=1)
-    assert "ERROR: rollback" in said
-    assert answer(sandbox, "broken") == "v1"
+    output = deploy(sandbox, app, status=1)
+    assert "ERROR: rollback" in output
+    assert page(sandbox, "broken") == "v1"
 
 
 def test_a_wrong_password_or_app_stops_the_deploy_before_anything_is_built(
     sandbox: Any, new_app: NewApp
 ) -> None:
     app = new_app("strict")
-    said = deploy(sandbox, app, status=2, CONVOX_PASSWORD="wrong")
-    assert "Unable to authenticate" in said and "$ docker build" not in said
-    said = deploy(sandbox, app, status=2, APP_NAME="nobody")
-    assert "no such app: nobody" in said and "Create the app with `convox apps create`" in said
+    output = deploy(sandbox, app, status=2, CONVOX_PASSWORD="wrong")
+    assert "Unable to authenticate" in output and "$ docker build" not in output
+    output = deploy(sandbox, app, status=2, APP_NAME="nobody")
+    assert "no such app: nobody" in output and "Create the app with `convox apps create`" in output
 
 
-def test_a_deploy_key_deploys_with_no_verify(sandbox: Any, new_app: NewApp) -> None:
+def test_a_deploy_key_can_deploy_with_no_verify(sandbox: Any, new_app: NewApp) -> None:
     app = new_app("by-key")
-    said = deploy(sandbox, app, status=2, CONVOX_PASSWORD="deploy-key")
-    assert "Command not supported for deploy key" in said and "needs --no-verify" in said
-    said = deploy(sandbox, app, "--no-verify", CONVOX_PASSWORD="deploy-key")
-    assert "Nobody checked what is running." in said
-    assert answer(sandbox, "by-key") == "v1"
+    output = deploy(sandbox, app, status=2, CONVOX_PASSWORD="deploy-key")
+    assert "Command not supported for deploy key" in output and "needs --no-verify" in output
+    output = deploy(sandbox, app, "--no-verify", CONVOX_PASSWORD="deploy-key")
+    assert "What is running was not verified (--no-verify)." in output
+    assert page(sandbox, "by-key") == "v1"
 
 
-def test_a_push_without_the_ecr_login_is_refused(sandbox: Any, new_app: NewApp) -> None:
-    need_ecr(sandbox)
+def test_a_push_without_an_ecr_login_fails(sandbox: Any, new_app: NewApp) -> None:
+    require_ecr(sandbox)
     app = new_app("outsider")
-    said = deploy(sandbox, app, status=1, SKIP_ECR_AUTH="1", DOCKER_CONFIG=str(app / "no-login"))
-    assert "no basic auth credentials" in said
-    assert "push failed:" in said and "Nothing was released or promoted." in said
+    output = deploy(sandbox, app, status=1, SKIP_ECR_AUTH="1", DOCKER_CONFIG=str(app / "no-login"))
+    assert "no basic auth credentials" in output
+    assert "push failed:" in output and "Nothing was released or promoted." in output
 
 
-def test_a_registry_that_is_down_when_the_push_begins_gets_the_image_once_it_is_back(
-    sandbox: Any, new_app: NewApp
-) -> None:
-    need_ecr(sandbox)
+def test_a_push_is_retried_until_the_registry_is_back(sandbox: Any, new_app: NewApp) -> None:
+    require_ecr(sandbox)
     app = new_app("patient")
     process = subprocess.Popen(
         [sys.executable, TOOL],
@@ -208,19 +266,77 @@ def test_a_registry_that_is_down_when_the_push_begins_gets_the_image_once_it_is_
         text=True,
     )
     assert process.stdout
-    said = ""
+    output = ""
     for line in process.stdout:
         if "] build" in line:
-            sandbox.front.stop()
+            sandbox.proxy.stop()
         if "Retrying in 1 s." in line:
-            sandbox.front.start()
-        said += line
-    assert process.wait(120) == 0, said
-    assert "warning: `docker push` failed:" in said
-    assert answer(sandbox, "patient") == "v1"
+            sandbox.proxy.start()
+        output += line
+    assert process.wait(120) == 0, output
+    assert "warning: `docker push` failed:" in output
+    assert page(sandbox, "patient") == "v1"
 
 
-def test_a_large_directory_costs_the_rack_nothing(sandbox: Any, new_app: NewApp) -> None:
+def warm_app(sandbox: Any, new_app: NewApp, name: str) -> Path:
+    """Create an app with an expensive build step whose result differs in each image."""
+    require_ecr(sandbox)
+    require(sandbox.has_own_engine, "engine of the sandbox's own")
+    app = new_app(name)
+    dockerfile = app / "Dockerfile"
+    step = "RUN head -c 16 /dev/urandom | od >/expensive\n"
+    dockerfile.write_text(dockerfile.read_text().replace("COPY", f"{step}COPY"))
+    return app
+
+
+def expensive(sandbox: Any, name: str) -> str:
+    [container] = sandbox.check(
+        "docker", "ps", "--quiet", "--filter", f"label=convox.app={name}"
+    ).split()
+    return str(sandbox.check("docker", "exec", container, "cat", "/expensive"))
+
+
+def test_a_machine_without_images_reuses_the_layers_of_the_running_image(
+    sandbox: Any, new_app: NewApp
+) -> None:
+    """Deploy four times: Docker 20.10 may lose a layer's cache record when it reuses the layer."""
+    app = warm_app(sandbox, new_app, "warm")
+    output = deploy(sandbox, app, OPTION, **sandbox.buildkit_env)
+    assert "Building web without the running image as cache: it is not known." in output
+    layer = expensive(sandbox, "warm")
+    for version in ("v2", "v3", "v4"):
+        sandbox.wipe_engine()
+        (app / "www" / "index.html").write_text(f"{version}\n")
+        deploy(sandbox, app, OPTION, **sandbox.buildkit_env)
+        assert page(sandbox, "warm") == version
+        assert expensive(sandbox, "warm") == layer
+
+
+def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
+    sandbox: Any, new_app: NewApp
+) -> None:
+    app = warm_app(sandbox, new_app, "cold")
+    output = deploy(sandbox, app, **sandbox.buildkit_env)
+    [release] = re.findall("now running (R[A-Z]+)", output)
+    cold = "warning: Building web without the running image as cache: "
+    output = deploy(sandbox, app, OPTION, "--no-promote")
+    assert "Building without the running image as cache: this needs BuildKit.\n" in output
+    env = {**sandbox.buildkit_env, "CONVOX_PASSWORD": "deploy-key"}
+    output = deploy(sandbox, app, OPTION, "--no-promote", "--no-verify", **env)
+    assert f"{cold}it is not known.\n" in output
+    manifest = app / "docker-compose.yml"
+    manifest.write_text(manifest.read_text().replace(" web:", " site:"))
+    output = deploy(sandbox, app, OPTION, "--no-promote", **sandbox.buildkit_env)
+    assert f"{cold.replace('web', 'site')}{release} has no image for it.\n" in output
+    manifest.write_text(manifest.read_text().replace(" site:", " web:"))
+    sandbox.wipe_engine()
+    repository = "registry/docker/registry/v2/repositories/cold"
+    shutil.rmtree(sandbox.directory / repository)  # like a lifecycle policy
+    output = deploy(sandbox, app, OPTION, "--no-promote", **sandbox.buildkit_env)
+    assert re.search(f"{cold}Error response from daemon: .*cold.* not found", output)
+
+
+def test_a_large_directory_is_not_uploaded_to_the_rack(sandbox: Any, new_app: NewApp) -> None:
     app = new_app("large")
     with (app / "dump.sql").open("wb") as dump:
         dump.truncate(300 * 1024 * 1024)
@@ -231,7 +347,7 @@ def test_a_large_directory_costs_the_rack_nothing(sandbox: Any, new_app: NewApp)
     assert upload["files"] == ["docker-compose.yml"] and upload["bytes"] < 1000
 
 
-def test_nothing_of_a_deploy_is_left_but_the_pushed_image(
+def test_a_deploy_leaves_nothing_behind_but_the_pushed_image(
     sandbox: Any, new_app: NewApp, tmp_path: Path
 ) -> None:
     app = new_app("tidy")
@@ -243,14 +359,14 @@ def test_nothing_of_a_deploy_is_left_but_the_pushed_image(
     assert sandbox.check("docker", "image", "ls", "--quiet", "tidy") == ""
 
 
-def test_without_ecr_a_registry_on_localhost_takes_the_images(
+def test_without_ecr_images_are_pushed_to_a_registry_on_localhost(
     sandbox: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the sandbox does not run as root, or not on Debian. The last test: it takes the base image away."""
+    """As on a machine without root or Debian. This must be the last test, because it removes the base image."""
     from sandbox import ECR, Sandbox
 
     monkeypatch.setenv("DOCKER_HOST", sandbox.env.get("DOCKER_HOST", ""))
-    plain = Sandbox(say=lambda text: None)
+    plain = Sandbox(report=lambda text: None)
     plain.has_ecr = False
     with plain:
         app = tmp_path / "plain"
@@ -258,6 +374,6 @@ def test_without_ecr_a_registry_on_localhost_takes_the_images(
         manifest = app / "docker-compose.yml"
         manifest.write_text(manifest.read_text().replace(ECR, plain.registry_host))
         plain.check("convox", "apps", "create", "plain")
-        said = deploy(plain, app)
-        assert "aws" not in said
-        assert answer(plain, "plain") == "v1"
+        output = deploy(plain, app)
+        assert "aws" not in output
+        assert page(plain, "plain") == "v1"

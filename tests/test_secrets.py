@@ -1,4 +1,4 @@
-"""Secrets are in no argument list, output, result file or temporary file, even where commands print all they know."""
+"""Secrets never appear in arguments, output, the result file or temporary files, even if a command prints them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def found_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("args", [[], ["--dry-run"], ["--no-promote"]])
 @pytest.mark.parametrize("cli", ["2016", "v3"])
-def test_a_deploy_keeps_its_secrets(world: World, args: list[str], cli: str) -> None:
+def test_a_deploy_reveals_no_secrets(world: World, args: list[str], cli: str) -> None:
     world.add_git()
     world.add_hooks()
     ran = world.deploy(*args, "--result", "result.json", env={**SECRETS, "CONVOX_STANDIN_CLI": cli})
@@ -41,7 +41,7 @@ def test_a_deploy_keeps_its_secrets(world: World, args: list[str], cli: str) -> 
             assert found_in("".join(call.upload.values())) == []
 
 
-def test_only_the_programs_that_deal_with_the_rack_get_its_password(world: World) -> None:
+def test_only_convox_and_the_hooks_get_the_rack_password(world: World) -> None:
     world.add_hooks()
     assert world.deploy(env=dict(SECRETS)).status == 0
     with_it = {
@@ -67,7 +67,7 @@ def test_only_the_programs_that_deal_with_the_rack_get_its_password(world: World
         "convox releases promote --app",
     ],
 )
-def test_a_command_that_prints_its_environment_gives_nothing_away(
+def test_a_command_that_prints_its_environment_reveals_no_secrets(
     world: World, command: str, status: int
 ) -> None:
     world.add_git()
@@ -77,24 +77,24 @@ def test_a_command_that_prints_its_environment_gives_nothing_away(
     assert found_in(ran.text + (world.app / "result.json").read_text()) == []
 
 
-def test_docker_cannot_print_what_it_does_not_get(world: World) -> None:
-    """The output of docker build goes straight to ours, and AWS's variables are for its credential helper."""
+def test_docker_build_does_not_get_the_rack_password(world: World) -> None:
+    """docker build's output is not redacted, and it keeps the AWS variables for its credential helper."""
     world.rules["docker build"] = {"environment": True, "status": 1}
     ran = world.deploy(env={"CONVOX_PASSWORD": PASSWORD, "STANDIN_ECR_TOKEN": None})
     assert "APP_NAME=shop" in ran.out
     assert found_in(ran.text) == []
 
 
-# --- every way to write a secret ------------------------------------------------------
+# --- every spelling of a secret -------------------------------------------------------
 
 
 def go_userinfo(secret: str) -> str:
-    """As Go's url.UserPassword writes it."""
+    """Encode a secret like Go's url.UserPassword."""
     return urllib.parse.quote(secret, safe="$&+,;=")
 
 
 def lower(encoded: str) -> str:
-    return "".join(
+    return "%".join(
         part[:2].lower() + part[2:] if number else part
         for number, part in enumerate(encoded.split("%"))
     )
@@ -103,10 +103,7 @@ def lower(encoded: str) -> str:
 SPELLINGS = {
     "plain": lambda secret: secret,
     "percent-encoded": lambda secret: urllib.parse.quote(secret, safe=""),
-    "percent-encoded in lower case": lambda secret: "%".join(
-        part[:2].lower() + part[2:] if number else part
-        for number, part in enumerate(urllib.parse.quote(secret, safe="").split("%"))
-    ),
+    "percent-encoded in lower case": lambda secret: lower(urllib.parse.quote(secret, safe="")),
     "Go's userinfo": go_userinfo,
     "half encoded": lambda secret: secret.replace("/", "%2F"),
     "in a string with escapes": lambda secret: secret.replace("\\", "\\\\").replace('"', '\\"'),
@@ -124,9 +121,7 @@ HARD = [
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("command", ["convox build --app"])
-def test_a_secret_is_hidden_however_it_is_written(
-    world: World, command: str, spelling: str
-) -> None:
+def test_a_secret_is_redacted_in_every_spelling(world: World, command: str, spelling: str) -> None:
     env: dict[str, str | None] = {f"SECRET_{number}": secret for number, secret in enumerate(HARD)}
     written = [SPELLINGS[spelling](secret.strip()) for secret in HARD]  # type: ignore[no-untyped-call]
     world.rules[command] = {"status": 1, "err": "".join(f"<{text}>\n" for text in written)}
@@ -145,7 +140,7 @@ URLS = {
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_the_password_of_a_rack_url_is_hidden(world: World, url: str) -> None:
+def test_the_password_in_a_rack_url_is_redacted(world: World, url: str) -> None:
     world.rules["convox build --app"] = {"status": 1, "err": "\n".join([url, *URLS[url]]) + "\n"}
     env = {"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None}
     ran = world.deploy(env=env)
@@ -156,19 +151,19 @@ def test_the_password_of_a_rack_url_is_hidden(world: World, url: str) -> None:
         )
 
 
-def test_a_secret_of_several_lines_is_hidden_line_by_line(world: World) -> None:
+def test_a_multiline_secret_is_redacted_line_by_line(world: World) -> None:
     key = "-----BEGIN KEY-----\nmarkedline1\nmarkedline2\n-----END KEY-----\n"
     world.rules["convox build --app"] = {"status": 1, "err": f"the key is\n{key}"}
     ran = world.deploy(env={"DEPLOY_TOKEN": key})
     assert ran.status == 1 and "markedline" not in ran.text
 
 
-def test_a_short_secret_would_hide_ordinary_words(world: World) -> None:
+def test_short_secrets_are_not_redacted(world: World) -> None:
     ran = world.deploy(env={"MY_TOKEN": "shop", "CONVOX_PASSWORD": "short"})
     assert ran.status == 0 and "***" not in ran.text
 
 
-def test_the_ecr_password_is_hidden_in_the_warning_of_a_retry(world: World) -> None:
+def test_the_ecr_password_is_redacted_in_the_retry_warning(world: World) -> None:
     world.constants = {"PUSH_PAUSES": [0]}
     (world.home / "repositories").write_text("123456789012/shop\n")
     world.rules["docker push"] = {"number": 1, "status": 1, "err": f"EOF while sending {TOKEN}"}
@@ -176,7 +171,7 @@ def test_the_ecr_password_is_hidden_in_the_warning_of_a_retry(world: World) -> N
     assert ran.status == 0 and "EOF while sending ***" in ran.text and TOKEN not in ran.text
 
 
-def test_a_secret_among_the_arguments_is_hidden_where_they_are_shown(world: World) -> None:
+def test_a_secret_in_the_arguments_is_redacted_when_the_command_is_shown(world: World) -> None:
     ran = world.deploy(
         "--", "--build-arg", f"PASSWORD={PASSWORD}", env={"CONVOX_PASSWORD": PASSWORD}
     )
@@ -184,7 +179,7 @@ def test_a_secret_among_the_arguments_is_hidden_where_they_are_shown(world: Worl
 
 
 @pytest.mark.parametrize("pause", [0, 0.3])
-def test_a_secret_that_comes_in_pieces_is_hidden(world: World, pause: float) -> None:
+def test_a_secret_that_is_printed_in_pieces_is_redacted(world: World, pause: float) -> None:
     script = (
         "import os,sys,time; p=os.environ['CONVOX_PASSWORD']; print('x' * 70000 + p); "
         f"sys.stdout.write('half ' + p[:9]); sys.stdout.flush(); time.sleep({pause}); print(p[9:]);"
@@ -203,7 +198,7 @@ def test_a_secret_that_comes_in_pieces_is_hidden(world: World, pause: float) -> 
     assert ran.out.count("***") == 2 and found_in(ran.text) == []
 
 
-def test_no_process_shows_a_secret_while_it_runs(world: World) -> None:
+def test_no_running_process_shows_a_secret(world: World) -> None:
     """Read the argument lists of the tool and of all its commands while docker pushes."""
     world.rules["docker push"] = {"hang": True}
     process = world.start(env=dict(SECRETS))

@@ -13,7 +13,7 @@ def pushed_and_app(world: World) -> tuple[str, str]:
     return world.call("docker tag").argv[-1], app[app.index("--app") + 1]
 
 
-def test_options_win_over_variables(world: World) -> None:
+def test_options_override_variables(world: World) -> None:
     world.write("other.yml", COMPOSE.replace("/shop:", "/other:"))
     ran = world.deploy(
         *("--app", "other-app", "--file", "other.yml", "--tag", "mine", "--result", "mine.json"),
@@ -28,7 +28,7 @@ def test_options_win_over_variables(world: World) -> None:
     assert (world.app / "mine.json").exists() and not (world.app / "theirs.json").exists()
 
 
-def test_empty_variables_are_as_good_as_none(world: World) -> None:
+def test_empty_variables_count_as_unset(world: World) -> None:
     names = [
         "APP_NAME",
         "CONVOX_RACK",
@@ -52,14 +52,14 @@ def test_empty_variables_are_as_good_as_none(world: World) -> None:
     assert world.commands("docker login")
 
 
-def test_convox_yml_comes_before_docker_compose_yml(world: World) -> None:
+def test_convox_yml_takes_precedence_over_docker_compose_yml(world: World) -> None:
     world.write("convox.yml", COMPOSE.replace("/shop:", "/from-convox-yml:"))
     assert world.deploy().status == 0
     assert "/from-convox-yml:" in pushed_and_app(world)[0]
 
 
 @pytest.mark.parametrize(("directory", "app"), [("My.App", "my-app"), ("shop2", "shop2")])
-def test_a_directory_names_the_app_as_the_convox_cli_would(
+def test_the_app_is_named_after_the_directory_like_in_the_convox_cli(
     world: World, directory: str, app: str
 ) -> None:
     world.app = world.app.rename(world.home / directory)
@@ -71,7 +71,7 @@ def test_a_directory_names_the_app_as_the_convox_cli_would(
     ("text", "minutes"),
     [("30", 30), ("30m", 30), ("1h", 60), ("1.5h", 90), ("90s", 1.5), ("0", 0), ("0.5", 0.5)],
 )
-def test_a_timeout_may_have_a_unit(text: str, minutes: float) -> None:
+def test_a_timeout_can_have_a_unit(text: str, minutes: float) -> None:
     import convox_deploy
 
     assert convox_deploy.minutes(text) == minutes
@@ -80,16 +80,20 @@ def test_a_timeout_may_have_a_unit(text: str, minutes: float) -> None:
 MISTAKES: dict[str, tuple[list[str], dict[str, str | None], str]] = {
     "an app with a space": ([], {"APP_NAME": "my shop"}, "Invalid app name 'my shop'"),
     "an app with a newline": ([], {"APP_NAME": "shop\n"}, r"Invalid app name 'shop\n'"),
-    "an app with a dash first": ([], {"APP_NAME": "-shop"}, "Invalid app name '-shop'"),
+    "an app with a leading dash": ([], {"APP_NAME": "-shop"}, "Invalid app name '-shop'"),
     "an app with quotes": ([], {"APP_NAME": "'\""}, "Invalid app name"),
     "an app in Unicode": ([], {"APP_NAME": "büro"}, "Invalid app name 'büro'"),
-    "a tag with a dash first": (["--tag=-x"], {}, "Invalid IMAGE_TAG '-x'"),
-    "a tag with a newline": ([], {"IMAGE_TAG": "v1\n"}, r"Invalid IMAGE_TAG 'v1\n'"),
-    "a tag that is too long": ([], {"IMAGE_TAG": "x" * 129}, "Invalid IMAGE_TAG 'xxx"),
+    "a tag with a leading dash": (["--tag=-x"], {}, "Invalid image tag '-x'"),
+    "a tag with a newline": ([], {"IMAGE_TAG": "v1\n"}, r"Invalid image tag 'v1\n'"),
+    "a tag that is too long": ([], {"IMAGE_TAG": "x" * 129}, "Invalid image tag 'xxx"),
     "a release with a newline": (["--release", "RABCDEFGHIJ\n"], {}, "is not a release ID"),
     "a negative timeout": (["--timeout", "-1"], {}, "'-1' is not a number of minutes"),
-    "a timeout that is no number": (["--timeout", "nan"], {}, "'nan' is not a number of minutes"),
-    "a timeout without end": (["--timeout", "1" * 8], {}, "is not a number of minutes"),
+    "a timeout that is not a number": (
+        ["--timeout", "nan"],
+        {},
+        "'nan' is not a number of minutes",
+    ),
+    "a timeout that is too long": (["--timeout", "1" * 8], {}, "is not a number of minutes"),
     "a timeout of a day": (["--timeout", "1d"], {}, "'1d' is not a number of minutes"),
     "an empty rack": (
         ["--rack", ""],
@@ -101,10 +105,14 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str | None], str]] = {
         {},
         "Invalid value for '--tag' (env var: 'IMAGE_TAG'): it is empty.",
     ),
-    "a switch in words": ([], {"SKIP_ECR_AUTH": "perhaps"}, "'perhaps' is not a valid boolean"),
+    "a switch that is not a boolean": (
+        [],
+        {"SKIP_ECR_AUTH": "perhaps"},
+        "'perhaps' is not a valid boolean",
+    ),
     "an unknown option": (["--bogus"], {}, "No such option"),
-    "a directory for a manifest": ([], {"DOCKER_COMPOSE": "."}, ".: Is a directory."),
-    "an address that is none": (
+    "a directory instead of a manifest": ([], {"DOCKER_COMPOSE": "."}, ".: Is a directory."),
+    "an invalid URL": (
         [],
         {"RACK_URL": "https://[", "CONVOX_HOST": None},
         "RACK_URL must look like",
@@ -113,7 +121,7 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_reported_before_anything_is_run(world: World, mistake: str) -> None:
+def test_a_mistake_is_reported_before_any_command_runs(world: World, mistake: str) -> None:
     args, env, message = MISTAKES[mistake]
     ran = world.deploy(*args, env=env)
     assert ran.status == 2
@@ -123,7 +131,7 @@ def test_a_mistake_is_reported_before_anything_is_run(world: World, mistake: str
     assert world.nothing_is_left()
 
 
-def test_problems_of_settings_hooks_and_manifest_are_reported_together_before_programs_run(
+def test_problems_with_settings_hooks_and_manifest_are_reported_together_before_any_command_runs(
     world: World,
 ) -> None:
     world.write("deploy/before_build.sh", "#!/bin/sh\n")
@@ -131,7 +139,7 @@ def test_problems_of_settings_hooks_and_manifest_are_reported_together_before_pr
     ran = world.deploy(env={"IMAGE_TAG": "a/b"})
     assert ran.status == 2
     for problem in (
-        "Invalid IMAGE_TAG 'a/b'",
+        "Invalid image tag 'a/b'",
         "deploy/before_build.sh is not",
         "docker-compose.yml: service web: ",
     ):
@@ -140,7 +148,7 @@ def test_problems_of_settings_hooks_and_manifest_are_reported_together_before_pr
     assert world.calls == []
 
 
-def test_a_custom_tag_cannot_name_two_images_of_one_repository(world: World) -> None:
+def test_a_custom_tag_cannot_name_two_images_in_one_repository(world: World) -> None:
     world.write("a/Dockerfile", "FROM scratch\n")
     world.write(
         "docker-compose.yml",
@@ -157,7 +165,7 @@ def test_a_custom_tag_cannot_name_two_images_of_one_repository(world: World) -> 
 @pytest.mark.parametrize(
     "name", ["My Shop", "it's", 'a"b', "-dash", "büro ☕", "new\nline", "$(x) `y` ;", "ALL"]
 )
-def test_a_directory_may_have_any_name_where_the_app_is_named(world: World, name: str) -> None:
+def test_the_directory_can_have_any_name_if_the_app_name_is_set(world: World, name: str) -> None:
     world.app = world.app.rename(world.home / name)
     world.add_hooks()
     ran = world.deploy()
@@ -166,7 +174,7 @@ def test_a_directory_may_have_any_name_where_the_app_is_named(world: World, name
 
 
 @pytest.mark.parametrize("name", ["two words", "it's", "büro", "$dollar"])
-def test_a_build_context_may_have_any_name_but_a_variable(world: World, name: str) -> None:
+def test_a_build_context_can_have_any_name_without_variables(world: World, name: str) -> None:
     world.write(f"{name}/Dockerfile", "FROM scratch\n")
     world.write(
         "docker-compose.yml", f"web:\n  image: {ECR}/shop:TAG\n  build: {json.dumps(name)}\n"
@@ -182,13 +190,13 @@ def test_a_build_context_may_have_any_name_but_a_variable(world: World, name: st
 @pytest.mark.parametrize(
     "option", ["-f", "--file", "--file=Dockerfile.other", "-fDockerfile.other"]
 )
-def test_a_dockerfile_may_be_named_to_docker(world: World, option: str) -> None:
+def test_the_dockerfile_can_be_set_in_the_docker_build_arguments(world: World, option: str) -> None:
     (world.app / "Dockerfile").unlink()
     args = ["--", option] if "other" in option else ["--", option, "Dockerfile.other"]
     assert world.deploy(*args).status == 0
 
 
-def test_a_remote_context_is_not_looked_for_here(world: World) -> None:
+def test_a_remote_build_context_is_not_checked_locally(world: World) -> None:
     world.write(
         "docker-compose.yml",
         f"web:\n  image: {ECR}/shop:TAG\n  build: https://example.com/app.git#main\n",

@@ -1,4 +1,4 @@
-"""The file itself: how it starts, on which Python, with which modules, and that it never ends in a traceback."""
+"""The file itself: how it starts, its Python versions and modules, and that it never exits with a traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = {
 TRAP = 'import os\nos.write(2, b"the app\'s own module was imported\\n")\nos._exit(99)\n'
 
 
-def test_the_help_shows_each_setting_its_variable_and_its_default(world: World) -> None:
+def test_the_help_shows_each_option_with_its_variable_and_default(world: World) -> None:
     text = " ".join(world.deploy("--help").out.split())
     for option, variable in SETTINGS.items():
         assert re.search(rf"{option} (?:(?! --).)*?\[env var: {variable}[;\]]", text), option
@@ -48,14 +48,14 @@ def test_the_help_shows_each_setting_its_variable_and_its_default(world: World) 
 
 
 def modules() -> list[str]:
-    """The names of all modules that a deploy imports, and of the whole standard library."""
+    """Return the names of all modules that a deploy imports, and of the complete standard library."""
     return sorted({*sys.stdlib_module_names, "click", "sh", "yaml"} - {"sys"})
 
 
 @pytest.mark.parametrize(
     "how", ["python convox_deploy.py", "./convox_deploy.py", "python lib/../convox_deploy.py"]
 )
-def test_no_module_of_the_app_is_ever_imported(world: World, how: str) -> None:
+def test_the_apps_own_modules_are_never_imported(world: World, how: str) -> None:
     shutil.copy(TOOL, world.app)
     (world.app / "lib").mkdir()
     for name in modules():
@@ -75,16 +75,16 @@ def test_no_module_of_the_app_is_ever_imported(world: World, how: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["-P", "-I"])
-def test_a_path_that_lacks_the_directory_anyway_stays_as_it_is(option: str) -> None:
+def test_it_starts_in_isolated_and_safe_path_mode(option: str) -> None:
     if option == "-P" and sys.version_info < (3, 11):
-        pytest.skip("there is no -P before Python 3.11")
+        pytest.skip("-P requires Python 3.11")
     done = subprocess.run(
         [sys.executable, option, TOOL, "--version"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_a_zipapp_finds_the_libraries_in_it(tmp_path: Path) -> None:
+def test_a_zipapp_finds_its_bundled_libraries(tmp_path: Path) -> None:
     import zipapp
 
     source = tmp_path / "source"
@@ -99,10 +99,10 @@ def test_a_zipapp_finds_the_libraries_in_it(tmp_path: Path) -> None:
     assert "version" in done.stdout, done.stderr
 
 
-# --- other Pythons and missing packages -----------------------------------------------
+# --- other Python versions and missing packages ---------------------------------------
 
 
-def test_missing_packages_get_the_ways_to_have_them(tmp_path: Path) -> None:
+def test_missing_packages_are_reported_with_ways_to_install_them(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", TOOL], capture_output=True, text=True, check=False, cwd=tmp_path
     )
@@ -113,10 +113,10 @@ def test_missing_packages_get_the_ways_to_have_them(tmp_path: Path) -> None:
         "uv",
         "python3",
         "pipx",
-    ]  # each survives Debian's own Python
+    ]  # all work with Debian's externally managed Python
 
 
-def test_the_way_with_a_virtual_environment_works(tmp_path: Path) -> None:
+def test_the_command_for_a_virtual_environment_names_all_packages(tmp_path: Path) -> None:
     shutil.copy(TOOL, tmp_path)
     done = subprocess.run(
         [sys.executable, "-S", TOOL.name], capture_output=True, text=True, check=False, cwd=tmp_path
@@ -128,7 +128,7 @@ def test_the_way_with_a_virtual_environment_works(tmp_path: Path) -> None:
 
 
 def python_of(version: str) -> str:
-    """Return a Python of that version. Skip the test if there is none on this machine."""
+    """Return the path of that Python version. Skip the test if it is not installed."""
     places = [
         *os.environ["PATH"].split(os.pathsep),
         *map(str, Path.home().glob(".pyenv/versions/*/bin")),
@@ -137,26 +137,26 @@ def python_of(version: str) -> str:
     for path in filter(None, found):
         if subprocess.run([path, "-c", ""], check=False).returncode == 0:
             return path
-    pytest.skip(f"there is no Python {version} on this machine")
+    pytest.skip(f"Python {version} is not installed")
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])
-def test_a_python_that_is_too_old_is_told_so_in_a_line(version: str) -> None:
+def test_a_python_that_is_too_old_shows_the_required_version(version: str) -> None:
     done = subprocess.run([python_of(version), TOOL], capture_output=True, text=True, check=False)
     assert done.returncode in (1, 2)
     if version == "3.8":
         assert done.stderr == "convox_deploy.py needs Python 3.9 or later, not 3.8.\n"
-    else:  # which do not get past the parser
+    else:  # a syntax error in the line with this comment
         assert "# needs Python 3.9 or later" in done.stderr
 
 
-def test_the_docstring_holds_nothing_that_a_shell_would_run() -> None:
-    """For `sh convox_deploy.py`."""
+def test_the_docstring_contains_nothing_that_a_shell_would_run() -> None:
+    """`sh convox_deploy.py` would run it."""
     docstring = TOOL.read_text().split('"""')[1]
     assert "`" not in docstring and "$(" not in docstring
 
 
-def test_the_file_and_the_package_name_the_same_dependencies() -> None:
+def test_the_file_and_the_package_declare_the_same_dependencies() -> None:
     inline = re.search(r"^# dependencies = (\[.*\])$", TOOL.read_text(), re.MULTILINE)
     package = re.search(
         r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
@@ -165,7 +165,7 @@ def test_the_file_and_the_package_name_the_same_dependencies() -> None:
 
 
 @pytest.mark.parametrize("how", ["itself", "python", "uv", "console script"])
-def test_it_runs_in_every_way_that_the_readme_names(how: str) -> None:
+def test_it_runs_in_every_way_the_readme_describes(how: str) -> None:
     commands = {
         "itself": [str(TOOL)],
         "python": [sys.executable, str(TOOL)],
@@ -190,7 +190,7 @@ def test_it_runs_in_every_way_that_the_readme_names(how: str) -> None:
 
 
 @pytest.mark.parametrize("debug", [None, "1"])
-def test_a_bug_ends_in_one_line_and_a_result(world: World, debug: str | None) -> None:
+def test_a_bug_is_reported_in_one_line_and_in_the_result(world: World, debug: str | None) -> None:
     bug = """
 import sys, convox_deploy
 def bug(self):
@@ -223,7 +223,7 @@ sys.meta_path.insert(0, Slow())
 """
 
 
-def test_ctrl_c_during_startup_ends_quietly(world: World) -> None:
+def test_ctrl_c_during_startup_exits_quietly(world: World) -> None:
     (world.home / "slow").mkdir()
     (world.home / "slow" / "sitecustomize.py").write_text(SLOW_IMPORT)
     process = subprocess.Popen(
@@ -241,7 +241,7 @@ def test_ctrl_c_during_startup_ends_quietly(world: World) -> None:
     assert (process.returncode, err) == (130, "")
 
 
-def test_a_directory_that_does_not_exist_any_more_gets_a_message(world: World) -> None:
+def test_a_deleted_working_directory_does_not_cause_a_traceback(world: World) -> None:
     gone = world.home / "gone"
     gone.mkdir()
     world.ready_standins()
@@ -259,7 +259,7 @@ def test_a_directory_that_does_not_exist_any_more_gets_a_message(world: World) -
 
 
 def test_nothing_is_imported_between_fork_and_exec() -> None:
-    """Another thread may hold the lock of that import at the fork: then the child would wait for it for ever."""
+    """If another thread held the import lock during the fork, the child would wait for it forever."""
     script = """
 import sys, convox_deploy
 class Trap:

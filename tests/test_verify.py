@@ -1,4 +1,4 @@
-"""What the rack must say before a deploy is green."""
+"""What the rack must report before a deploy succeeds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ASK = "convox api get /apps/shop"
 SETTLED = {"status": "running"}
 
 
-def answers(*statuses: str | dict[str, Any], release: str = "RNEWRELEASE") -> dict[str, Any]:
-    """A rule: what the rack answers after the promote, one status after another, the last one again and again.
+def responses(*statuses: str | dict[str, Any], release: str = "RNEWRELEASE") -> dict[str, Any]:
+    """Return a rule for the rack's responses: one status after another, then the last one repeatedly.
 
-    The first two questions come before the promote: for the app, and for its releases.
+    Two responses precede them, for the queries before the promote: the app and its releases.
     """
     first = [{"out": json.dumps({"release": "ROLDRELEASE", "status": "running"})}, {"out": "[]"}]
     rest = [
@@ -51,29 +51,29 @@ FAULT = {"status": 1, "err": "ERROR: connection reset by peer\n"}
         [{"out": "{}"}, "running"],
     ],
 )
-def test_a_rack_that_settles_makes_the_deploy_green(world: World, statuses: list[Any]) -> None:
-    world.rules[ASK] = answers(*statuses)
+def test_a_deploy_succeeds_once_the_rack_settles(world: World, statuses: list[Any]) -> None:
+    world.rules[ASK] = responses(*statuses)
     ran = world.deploy("--result", "result.json")
     assert ran.status == 0, ran.text
     assert "shop is now running RNEWRELEASE." in ran.out
     assert json.loads((world.app / "result.json").read_text())["verified"] is True
 
 
-def test_the_rack_must_say_it_twice_in_a_row(world: World) -> None:
-    world.rules[ASK] = answers("running", "rollback", "failed")
+def test_the_rack_must_report_the_release_twice_in_a_row(world: World) -> None:
+    world.rules[ASK] = responses("running", "rollback", "failed")
     assert world.deploy().status == 1
 
 
-def test_a_status_of_failed_fails_at_once(world: World) -> None:
-    world.rules[ASK] = answers("updating", "failed")
+def test_a_failed_status_fails_the_deploy_immediately(world: World) -> None:
+    world.rules[ASK] = responses("updating", "failed")
     ran = world.deploy()
     assert ran.status == 1
     assert "The status of shop is failed. See `convox logs`." in ran.err
     assert "shop is failed (release RNEWRELEASE)." in ran.err
 
 
-def test_another_release_that_runs_is_reported(world: World) -> None:
-    world.rules[ASK] = answers("updating", "running", release="ROLDRELEASE")
+def test_another_running_release_is_reported(world: World) -> None:
+    world.rules[ASK] = responses("updating", "running", release="ROLDRELEASE")
     ran = world.deploy()
     assert ran.status == 1
     assert (
@@ -84,27 +84,25 @@ def test_another_release_that_runs_is_reported(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", ["updating", "rollback", "something-new"])
-def test_a_status_that_does_not_change_is_named_when_the_time_is_up(
-    world: World, status: str
-) -> None:
-    world.rules[ASK] = answers("updating", status, {"hang": True}, status)
+def test_a_timeout_reports_the_last_status(world: World, status: str) -> None:
+    world.rules[ASK] = responses("updating", status, {"hang": True}, status)
     ran = world.deploy_and_signal(signal.SIGALRM)
     assert ran.status == 124
     assert f"Timed out after 60 minutes while waiting for shop (status: {status})." in ran.err
     assert f"shop is {status} (release RNEWRELEASE)." in ran.err
 
 
-def test_without_a_limit_a_waiting_deploy_is_not_silent(world: World) -> None:
+def test_a_waiting_deploy_without_a_timeout_prints_heartbeats(world: World) -> None:
     world.constants.update(HEARTBEAT_SECONDS=0.05, POLL_SECONDS=0.25)
-    world.rules[ASK] = answers(*["updating"] * 4, "running")
+    world.rules[ASK] = responses(*["updating"] * 4, "running")
     ran = world.deploy("--timeout", "0")
     assert ran.status == 0
     assert ran.out.count("Still waiting for shop (status: updating), after 0 min.\n") > 1
 
 
-def test_a_rack_that_does_not_answer_any_more_is_given_up(world: World) -> None:
+def test_a_rack_that_stops_responding_fails_the_deploy(world: World) -> None:
     world.constants["PATIENCE_SECONDS"] = 0.05
-    world.rules[ASK] = answers("updating", FAULT)
+    world.rules[ASK] = responses("updating", FAULT)
     ran = world.deploy()
     assert ran.status == 1
     assert (
@@ -114,7 +112,7 @@ def test_a_rack_that_does_not_answer_any_more_is_given_up(world: World) -> None:
     assert "shop could not be asked what it is running." in ran.err
 
 
-# --- a login that may not read the app ------------------------------------------------
+# --- credentials that cannot read the app ---------------------------------------------
 
 REFUSALS = [
     "ERROR: forbidden",
@@ -125,7 +123,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_login_that_may_not_read_the_app_fails_in_preflight(world: World, refusal: str) -> None:
+def test_credentials_that_cannot_read_the_app_fail_in_preflight(world: World, refusal: str) -> None:
     world.rules[ASK] = {"status": 1, "err": refusal}
     ran = world.deploy()
     assert ran.status == 2
@@ -134,19 +132,21 @@ def test_a_login_that_may_not_read_the_app_fails_in_preflight(world: World, refu
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])
-def test_such_a_login_deploys_with_no_verify(world: World, how: str) -> None:
+def test_credentials_that_cannot_read_the_app_can_deploy_with_no_verify(
+    world: World, how: str
+) -> None:
     world.rules[ASK] = {"status": 1, "err": "ERROR: forbidden"}
     args, env = (["--no-verify"], {}) if how == "option" else ([], {"DEPLOY_NO_VERIFY": "1"})
     ran = world.deploy(*args, "--result", "result.json", env=env)
     assert ran.status == 0, ran.text
-    assert "Promoted RNEWRELEASE. Nobody checked what is running." in ran.out
+    assert "Promoted RNEWRELEASE. What is running was not verified (--no-verify)." in ran.out
     assert "now running" not in ran.out and "To roll back" not in ran.out
     result = json.loads((world.app / "result.json").read_text())
     assert (result["status"], result["verified"], result["running"]) == ("succeeded", False, "")
     assert result["promote_requested"] is True
 
 
-def test_no_verify_still_proves_the_login(world: World) -> None:
+def test_no_verify_still_checks_the_credentials(world: World) -> None:
     world.rules["convox rack"] = {"status": 1, "err": "ERROR: Unable to authenticate.\n"}
     ran = world.deploy("--no-verify")
     assert ran.status == 2
@@ -156,11 +156,11 @@ def test_no_verify_still_proves_the_login(world: World) -> None:
     assert world.commands("docker build") == []
 
 
-# --- what is live after a promote that failed -----------------------------------------
+# --- what is live after a failed promote ----------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("after", "told"),
+    ("after", "message"),
     [
         (
             {"out": '{"release": "ROLDRELEASE", "status": "running"}'},
@@ -180,11 +180,11 @@ def test_no_verify_still_proves_the_login(world: World) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["failed", "stopped"])
-def test_what_is_live_after_a_promote_that_went_wrong_is_told(
-    world: World, how: str, after: dict[str, Any], told: str
+def test_the_live_release_is_reported_after_a_failed_promote(
+    world: World, how: str, after: dict[str, Any], message: str
 ) -> None:
     world.constants["LAST_WORDS_SECONDS"] = 0.5
-    world.rules[ASK] = {"sequence": [*answers()["sequence"], after]}
+    world.rules[ASK] = {"sequence": [*responses()["sequence"], after]}
     promote = "convox releases promote --app"
     if how == "failed":
         world.rules[promote] = {"status": 1, "err": "ERROR: rollback\n"}
@@ -195,12 +195,12 @@ def test_what_is_live_after_a_promote_that_went_wrong_is_told(
         ran = world.deploy_and_signal(signal.SIGTERM)
         assert ran.status == 143
     assert (
-        f"\n{told}\nThe promote of RNEWRELEASE was requested and may still be in progress.\n"
+        f"\n{message}\nThe promote of RNEWRELEASE was requested and may still be in progress.\n"
         in ran.err
     )
 
 
-def test_after_a_second_signal_the_rack_is_not_asked(world: World) -> None:
+def test_the_rack_is_not_queried_after_a_second_signal(world: World) -> None:
     world.rules["convox releases promote --app"] = {"hang": True, "ignore_term": True}
     process = world.start()
     world.await_hanging()
@@ -213,7 +213,7 @@ def test_after_a_second_signal_the_rack_is_not_asked(world: World) -> None:
     assert "The promote of RNEWRELEASE was requested" in err
 
 
-def test_before_the_promote_the_rack_is_not_asked_again(world: World) -> None:
+def test_the_rack_is_not_queried_again_if_the_deploy_fails_before_the_promote(world: World) -> None:
     world.rules["docker push"] = {"status": 1, "err": "denied"}
     ran = world.deploy()
     assert ran.status == 1
@@ -224,7 +224,7 @@ def test_before_the_promote_the_rack_is_not_asked_again(world: World) -> None:
     )
 
 
-def test_a_successful_deploy_says_how_to_roll_back(world: World) -> None:
+def test_a_successful_deploy_shows_how_to_roll_back(world: World) -> None:
     ran = world.deploy()
     assert ran.out.endswith(
         "\nTo roll back: convox releases promote --app shop --wait ROLDRELEASE\n"

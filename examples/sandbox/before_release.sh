@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs before $RELEASE_ID is live. A real app would migrate its database here; this one shows its page.
+# Runs before $RELEASE_ID goes live. A real app would run its database migrations here; this one prints its page.
 set -e
 echo "One-off in $RELEASE_ID, which is not live yet:"
 convox run --app "$APP_NAME" --release "$RELEASE_ID" web cat /www/index.html

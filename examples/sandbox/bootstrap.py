@@ -1,4 +1,4 @@
-"""Gives a script the Python packages that it needs, in a virtual environment of this checkout."""
+"""Run a script with its Python dependencies, in a virtual environment inside this repository."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ DEBIAN = os.path.exists("/etc/debian_version") and shutil.which("apt-get") is no
 
 
 def use_environment(requirements: Path) -> None:
-    """Runs the calling script again in .sandbox/<name>, made with pip on first use from `requirements`.
+    """Restart the calling script in .sandbox/<name>, a virtual environment with the packages in `requirements`.
 
-    Returns if the script runs there already. Needs the network on first use.
+    Return if the script is already running there. The environment is created on first use, which needs
+    network access.
     """
     home = ROOT / ".sandbox" / requirements.parent.name
     if Path(sys.prefix) == home:
         return
-    stamp = home / "made-for"
-    wanted = made_for(requirements)
-    if not stamp.exists() or stamp.read_text() != wanted:
-        make_environment(home, requirements)
-        stamp.write_text(wanted)
+    stamp = home / "fingerprint"
+    current = fingerprint(requirements)
+    if not stamp.exists() or stamp.read_text() != current:
+        create_environment(home, requirements)
+        stamp.write_text(current)
     python = str(home / "bin" / "python")
     os.execv(python, [python, *sys.argv])
 
 
-def made_for(requirements: Path) -> str:
-    """Returns what an environment depends on: a change of it means a new one."""
+def fingerprint(requirements: Path) -> str:
+    """Return a fingerprint of everything the environment depends on. A change means a new environment."""
     files = [
         requirements,
         ROOT / "pyproject.toml",
@@ -42,7 +43,7 @@ def made_for(requirements: Path) -> str:
     return f"{sys.version}\n{digest}\n"
 
 
-def make_environment(home: Path, requirements: Path) -> None:
+def create_environment(home: Path, requirements: Path) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         if not DEBIAN or os.geteuid() != 0:
             sys.exit(
@@ -50,7 +51,7 @@ def make_environment(home: Path, requirements: Path) -> None:
             )
         install_packages("python3-venv")
     print(
-        f"Getting Python packages ({requirements.relative_to(ROOT)}) into {home.relative_to(ROOT)} ...",
+        f"Installing Python packages ({requirements.relative_to(ROOT)}) into {home.relative_to(ROOT)} ...",
         flush=True,
     )
     shutil.rmtree(home, ignore_errors=True)
@@ -72,9 +73,9 @@ def make_environment(home: Path, requirements: Path) -> None:
 
 
 def install_packages(*packages: str) -> None:
-    """Installs Debian packages, as root, without starting the services that come with them."""
+    """Install Debian packages as root, without starting their services."""
     print(
-        f"Installing the Debian packages {', '.join(packages)} (they stay on this machine) ...",
+        f"Installing Debian packages: {', '.join(packages)} (not removed afterwards) ...",
         flush=True,
     )
     policy = Path("/usr/sbin/policy-rc.d")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Deploys a sample app twice in the sandbox, for real: image, push, release, promote, and an answer over HTTP."""
+"""Run two real deploys of a sample app in the sandbox and check each one over HTTP."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def main() -> None:
     title("Setting up the sandbox: a Docker Engine, ECR and a rack")
     with sandbox_and_app() as (sandbox, app):
         deploy(app, "v1", sandbox.env)
-        answer_of(sandbox.check("convox", "services", "--app", "hello"), "v1")
+        check_response(sandbox.check("convox", "services", "--app", "hello"), "v1")
 
         change_app(app, sandbox.env)
         deploy(
             app,
-            "v2, with a before_release hook that runs a one-off in the new release",
+            "v2, with a before_release hook that runs a one-off command in the new release",
             sandbox.env,
         )
-        answer_of(sandbox.check("convox", "services", "--app", "hello"), "v2")
+        check_response(sandbox.check("convox", "services", "--app", "hello"), "v2")
         title("Cleaning up")
     print(
-        f"Two deploys in {time.monotonic() - started:.0f} s, all set-up included. The sandbox is gone again."
+        f"Two deploys in {time.monotonic() - started:.0f} s, including setup. The sandbox has been removed."
     )
 
 
 @contextlib.contextmanager
-def sandbox_and_app(say: Callable[[str], None] = print) -> Iterator[tuple[Sandbox, Path]]:
-    """Yields a running sandbox and the sample app's directory. Ends the script where there can be no sandbox."""
+def sandbox_and_app(report: Callable[[str], None] = print) -> Iterator[tuple[Sandbox, Path]]:
+    """Yield a running sandbox and the sample app's directory. Exit if the sandbox can't run on this machine."""
     from sandbox import Sandbox, SandboxError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Sandbox(say) as sandbox, tempfile.TemporaryDirectory() as home:
+        with Sandbox(report) as sandbox, tempfile.TemporaryDirectory() as home:
             app = Path(home, "hello")
-            make_app(app, sandbox)
+            create_app(app, sandbox)
             yield sandbox, app
     except SandboxError as error:
         sys.exit(f"\n{error}")
@@ -63,8 +63,8 @@ def sandbox_and_app(say: Callable[[str], None] = print) -> Iterator[tuple[Sandbo
         sys.exit(128 + signal.SIGINT)
 
 
-def make_app(app: Path, sandbox: Sandbox) -> None:
-    """Makes the first version of the sample app in the directory `app`, and creates it on the rack."""
+def create_app(app: Path, sandbox: Sandbox) -> None:
+    """Write the first version of the sample app to the directory `app`, and create the app on the rack."""
     from sandbox import ECR
 
     shutil.copytree(HERE / "app", app)
@@ -77,7 +77,7 @@ def make_app(app: Path, sandbox: Sandbox) -> None:
 
 
 def change_app(app: Path, env: dict[str, str]) -> None:
-    """Makes the second version of the sample app: another page, and a before_release hook that shows it."""
+    """Update the sample app to its second version: a new page, and a before_release hook that prints it."""
     (app / "www" / "index.html").write_text("v2\n")
     shutil.copy(HERE / "before_release.sh", app / "deploy")
     commit(app, "second version", env)
@@ -88,7 +88,7 @@ def title(text: str) -> None:
 
 
 def commit(app: Path, message: str, env: dict[str, str]) -> None:
-    """Makes the app a git checkout, for the tag and the release's description; without git it deploys as well."""
+    """Commit the app to git, for the image tag and the release description. Without git, do nothing."""
     if shutil.which("git"):
         git = ["git", "-c", "user.name=sandbox", "-c", "user.email=sandbox@localhost"]
         for words in (
@@ -109,14 +109,14 @@ def deploy(app: Path, what: str, env: dict[str, str]) -> None:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
 
 
-def answer_of(services: str, wanted: str) -> None:
-    """Shows what the app answers, and fails if that is not `wanted`."""
+def check_response(services: str, expected: str) -> None:
+    """Print the app's response, and exit if it is not `expected`."""
     url = services.split()[-1]
     with urllib.request.urlopen(url, timeout=10) as response:
-        answer = response.read().decode().strip()
-    print(f"\n$ curl {url}\n{answer}", flush=True)
-    if answer != wanted:
-        sys.exit(f"The app answers {answer!r}, not {wanted!r}.")
+        body = response.read().decode().strip()
+    print(f"\n$ curl {url}\n{body}", flush=True)
+    if body != expected:
+        sys.exit(f"The app returned {body!r}, not {expected!r}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""ECR's API, as moto simulates it, and the question whether a repository exists: ecr.py API_PORT EXISTS_PORT
+"""Serve moto's ECR API, and tell the registry's proxy which repositories exist: ecr.py API_PORT EXISTS_PORT
 
-The second port is for the front of the registry: GET /<repository> answers 204 if ECR knows it, 403 if not.
+On EXISTS_PORT, GET /<repository> returns 204 if the repository exists in ECR, and 403 if it does not.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from urllib.parse import unquote
 from moto.ecr.models import ecr_backends
 from moto.server import main
 
-ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's account
+ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's defaults
 
 
 class Exists(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # keeps connections open
+    protocol_version = "HTTP/1.1"  # for keep-alive connections
 
     def do_GET(self) -> None:
         name = unquote(self.path.lstrip("/"))

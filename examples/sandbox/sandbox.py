@@ -1,9 +1,9 @@
-"""A Convox world on one machine: a Docker Engine, ECR, and a rack, to try and to test deploys.
+"""A local environment for trying out and testing deploys: a Docker Engine, ECR and a simulated rack.
 
-As root on Debian it is complete: what is missing of docker.io, docker-registry and busybox-static
-is installed, an engine is started if none answers, and the registry stands under ECR's own host
-name with TLS, behind a login, with moto's ECR API beside it. Elsewhere it takes the engine that
-answers and a registry on localhost, behind a login too, and there is no ECR.
+As root on Debian it is complete. It installs the Debian packages it needs, starts a Docker Engine
+if none is running, and serves moto's ECR API and a registry under ECR's own host name, with TLS and
+authentication. Elsewhere it uses the existing Docker Engine and a registry on localhost, also with
+authentication but without ECR.
 
     with Sandbox() as sandbox:
         subprocess.run(["./convox_deploy.py"], cwd=..., env=sandbox.env)
@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -33,15 +34,22 @@ import trustme
 from bootstrap import DEBIAN, install_packages
 
 HERE = Path(__file__).resolve().parent
-ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's account
+ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's defaults
 ECR = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
-ECR_ADDRESS = "127.0.0.77"  # a loopback address of its own, as port 443 of 127.0.0.1 may be taken
-REGISTRY_PASSWORD = f"{ACCOUNT}-auth-token"  # what moto's GetAuthorizationToken gives for user AWS
+ECR_ADDRESS = (
+    "127.0.0.77"  # a separate loopback address, because port 443 of 127.0.0.1 may be in use
+)
+REGISTRY_PASSWORD = (
+    f"{ACCOUNT}-auth-token"  # moto's GetAuthorizationToken returns this for user AWS
+)
 RACK_HOST, RACK_PASSWORD, DEPLOY_KEY = "rack.sandbox", "rack/password", "deploy-key"
 BASE_IMAGE = "convox-sandbox-base"
-BRIDGE, BRIDGE_ADDRESS = "convox-sandbox", "198.51.100.1/24"  # a range for documentation (RFC 5737)
+BRIDGE, BRIDGE_ADDRESS = (
+    "convox-sandbox",
+    "198.51.100.1/24",
+)  # reserved for documentation (RFC 5737)
 HOSTS_MARK = "# convox-deploy sandbox"
-FRONT = """
+PROXY_CONFIG = """
 daemon off;
 user root;
 pid {directory}/nginx.pid;
@@ -84,36 +92,42 @@ http {{
     }}
   }}
 }}
-"""  # like ECR, it refuses a push to a repository that does not exist
+"""  # like ECR, it rejects a push to a repository that does not exist
 
 
 class SandboxError(Exception):
-    """The sandbox cannot be had on this machine. The text says what is missing."""
+    """The sandbox can't run on this machine. The message says what is missing."""
 
 
 class Service:
-    """A server that the sandbox runs: started, awaited, and stopped with it."""
+    """A server process that is stopped together with the sandbox."""
 
     def __init__(
-        self, name: str, command: list[str], log: Path, answers: Callable[[], bool], **how: object
+        self, name: str, command: list[str], log: Path, is_ready: Callable[[], bool], **how: object
     ) -> None:
-        self.name, self.command, self.log, self.answers, self.how = name, command, log, answers, how
+        self.name, self.command, self.log, self.is_ready, self.how = (
+            name,
+            command,
+            log,
+            is_ready,
+            how,
+        )
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 30) -> None:
-        """Starts the server and returns once it answers. Raises SandboxError if it ends or does not answer in time."""
-        end_with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        """Start the server and wait until it responds. Raise SandboxError if it exits or does not respond in time."""
+        stop_with_parent = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*end_with_us, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [*stop_with_parent, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 **self.how,  # type: ignore[call-overload]
             )  # fmt: skip
         deadline = time.monotonic() + seconds
-        while not self.answers():
+        while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                last_words = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+                log_tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
                 self.stop()
-                raise SandboxError(f"{self.name} does not start:\n{last_words}")
+                raise SandboxError(f"{self.name} did not start:\n{log_tail}")
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -128,17 +142,19 @@ class Service:
 
 
 class Sandbox:
-    """The running sandbox. `env` is the environment to deploy in, `registry_host` begins the image names.
+    """A sandbox. Deploy with the environment variables in `env`, and with image names that start with `registry_host`.
 
-    `say` is given a line for each thing that is set up outside of the sandbox's own directory.
-    Only one sandbox with ECR runs on a machine at a time; a second one waits for the first.
+    `report` is called with a message for everything that is set up outside the sandbox's own directory.
+    Only one sandbox with ECR can run on a machine at a time. A second one waits for the first.
     """
 
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        self.say = say
+    def __init__(self, report: Callable[[str], None] = print) -> None:
+        self.report = report
         self.stack = contextlib.ExitStack()
         self.has_ecr = os.geteuid() == 0 and DEBIAN
+        self.has_own_engine = False
         self.registry_host = ECR
+        self.authority = trustme.CA()
         self.env = dict(os.environ)
 
     def __enter__(self) -> Sandbox:
@@ -159,31 +175,31 @@ class Sandbox:
 
     def set_up(self) -> None:
         if self.has_ecr:
-            self.take_turns()
+            self.wait_for_turn()
         self.directory = Path(
             self.stack.enter_context(tempfile.TemporaryDirectory(prefix="convox-sandbox-"))
         )
-        self.env = self.make_environment()
+        self.env = self.clean_environment()
         if self.has_ecr:
             self.install_missing()
         self.start_engine()
-        self.make_base_image()
+        self.create_base_image()
         if self.has_ecr:
             self.start_ecr()
         else:
             self.start_plain_registry()
-        self.make_rack()
+        self.set_up_rack()
 
-    def take_turns(self) -> None:
+    def wait_for_turn(self) -> None:
         lock = self.stack.enter_context(open("/run/lock/convox-sandbox", "w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self.say("Another sandbox has ECR's address on this machine; waiting for it to end ...")
+            self.report("Another sandbox is using the ECR address; waiting for it to finish ...")
             fcntl.flock(lock, fcntl.LOCK_EX)
 
-    def make_environment(self) -> dict[str, str]:
-        """Returns our environment without what names other racks, registries and clouds."""
+    def clean_environment(self) -> dict[str, str]:
+        """Return our environment without variables that refer to other racks, registries and clouds."""
         foreign = (
             "CONVOX_",
             "RACK_",
@@ -211,7 +227,7 @@ class Sandbox:
         return env
 
     def install_missing(self) -> None:
-        """Installs what the sandbox runs, as far as it is not here: as root on Debian only."""
+        """Install the programs the sandbox needs that are missing."""
         wanted = {
             "docker.io": "dockerd",
             "docker-registry": "docker-registry",
@@ -224,8 +240,18 @@ class Sandbox:
         if missing := [package for package, program in wanted.items() if not shutil.which(program)]:
             install_packages(*missing)
 
+    @property
+    def buildkit_env(self) -> dict[str, str]:
+        """Our environment for builds with BuildKit, which is built into Debian's docker."""
+        ours, path = self.env["PATH"].split(os.pathsep)[:2], self.env["PATH"]
+        return {
+            **self.env,
+            "PATH": os.pathsep.join([*ours, "/usr/bin", path]),
+            "DOCKER_BUILDKIT": "1",
+        }
+
     def run(self, *argv: str, **how: object) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the sandbox's environment, unseen, and returns what it said, whatever its exit status."""
+        """Run a command in the sandbox's environment without showing it. Return the result, whatever the exit code."""
         how = {"env": self.env, "capture_output": True, "text": True, "check": False, **how}
         try:
             return subprocess.run(argv, **how)  # type: ignore[call-overload, no-any-return]
@@ -233,17 +259,17 @@ class Sandbox:
             return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]} is not installed")
 
     def check(self, *argv: str, **how: object) -> str:
-        """Runs a command in the sandbox's environment and returns its output. Raises SandboxError if it fails."""
+        """Run a command in the sandbox's environment and return its output. Raise SandboxError if it fails."""
         done = self.run(*argv, **how)
         if done.returncode:
             raise SandboxError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
         return done.stdout
 
     def service(
-        self, name: str, command: list[str], answers: Callable[[], bool], **how: object
+        self, name: str, command: list[str], is_ready: Callable[[], bool], **how: object
     ) -> Service:
         service = Service(
-            name, command, self.directory / f"{name}.log", answers, env=self.env, **how
+            name, command, self.directory / f"{name}.log", is_ready, env=self.env, **how
         )
         service.start()
         self.stack.callback(service.stop)
@@ -252,36 +278,39 @@ class Sandbox:
     # --- the engine ---
 
     def start_engine(self) -> None:
-        answer = self.run("docker", "version", "--format", "{{.Server.Version}}")
-        if answer.returncode == 0:
-            self.say(f"Using the Docker Engine {answer.stdout.strip()} that is here.")
+        version = self.run("docker", "version", "--format", "{{.Server.Version}}")
+        if version.returncode == 0:
+            self.report(f"Using the existing Docker Engine {version.stdout.strip()}.")
             self.stack.callback(self.remove_our_images)
         elif self.has_ecr:
             home = self.directory / "docker"
             self.env["DOCKER_HOST"] = f"unix://{home}/docker.sock"
             home.mkdir()
-            self.make_bridge()
-            command = [
-                "dockerd",
-                "--bridge",
-                BRIDGE,
-                "--data-root",
-                f"{home}/data",
-                "--exec-root",
-                f"{home}/run",
-            ]
+            self.has_own_engine = True
+            self.create_bridge()
+            # BuildKit in Docker 20.10 does not look for certificates in /etc/docker/certs.d.
+            command = ["env", f"SSL_CERT_FILE={self.bundle_certificates()}", "dockerd"]
+            command += ["--bridge", BRIDGE]
+            command += ["--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
             command += ["--host", self.env["DOCKER_HOST"], "--pidfile", f"{home}/dockerd.pid"]
-            self.say("Starting a Docker Engine of the sandbox's own.")
+            self.report("Starting a separate Docker Engine for the sandbox.")
             self.service("dockerd", command, lambda: self.run("docker", "info").returncode == 0)
         else:
             raise SandboxError(
-                "No Docker Engine answers: start Docker and try again. (As root on Debian or Ubuntu the sandbox"
-                f" brings its own.)\ndocker says: {answer.stderr.strip()}"
+                "Cannot reach the Docker daemon. Start Docker and try again. (As root on Debian or Ubuntu, the"
+                f" sandbox starts its own.)\n{version.stderr.strip()}"
             )
         self.stack.callback(self.remove_containers)
 
-    def make_bridge(self) -> None:
-        """Make the engine's network. On docker0, containers of an engine that was killed may hold our addresses."""
+    def bundle_certificates(self) -> Path:
+        """Write the certificates trusted by the system, and the sandbox's own, to one file."""
+        bundle, trusted = self.directory / "trusted.crt", ssl.get_default_verify_paths().cafile
+        bundle.write_bytes(Path(trusted).read_bytes() if trusted else b"")
+        self.authority.cert_pem.write_to_path(str(bundle), append=True)
+        return bundle
+
+    def create_bridge(self) -> None:
+        """Create the engine's network. On docker0, containers of a killed engine may still hold our addresses."""
         self.run("ip", "link", "delete", BRIDGE)
         self.check("ip", "link", "add", BRIDGE, "type", "bridge")
         self.stack.callback(self.run, "ip", "link", "delete", BRIDGE)
@@ -292,6 +321,17 @@ class Sandbox:
         ours = f"label=convox.rack={self.env['CONVOX_STANDIN']}"
         if ids := self.run("docker", "ps", "--all", "--quiet", "--filter", ours).stdout.split():
             self.run("docker", "rm", "--force", *ids)
+
+    def wipe_engine(self) -> None:
+        """Reset the engine to that of a new machine, except for the base image, which cannot be pulled."""
+        if not self.has_own_engine:
+            raise SandboxError("The images of this engine are not the sandbox's to remove.")
+        self.remove_containers()
+        listed = self.check("docker", "image", "ls", "--format", "{{.ID}} {{.Repository}}")
+        images = dict(line.split() for line in listed.splitlines())
+        if foreign := [image for image, name in images.items() if name != BASE_IMAGE]:
+            self.check("docker", "image", "rm", "--force", *foreign)
+        self.check("docker", "builder", "prune", "--all", "--force")
 
     def remove_our_images(self) -> None:
         names = self.run(
@@ -304,8 +344,8 @@ class Sandbox:
         ]:
             self.run("docker", "image", "rm", "--force", *ours)
 
-    def make_base_image(self) -> None:
-        """Imports an image of the one program busybox; where that is not on this machine, pulls it."""
+    def create_base_image(self) -> None:
+        """Import an image that contains only busybox. Without a usable busybox on this machine, pull one."""
         busybox = shutil.which("busybox")
         if not (busybox and sys.platform == "linux" and self.import_busybox(Path(busybox))):
             self.check("docker", "pull", "busybox")
@@ -334,34 +374,35 @@ class Sandbox:
     # --- the registries ---
 
     def start_ecr(self) -> None:
-        """Starts moto's ECR API, and a registry behind a front with ECR's host name that docker trusts."""
+        """Start moto's ECR API, and a registry behind a proxy with ECR's host name and a certificate docker trusts."""
         api_port, exists_port, registry_port = free_ports(3)
         self.env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{api_port}"
         api = [sys.executable, str(HERE / "ecr.py"), str(api_port), str(exists_port)]
         self.service("ecr", api, lambda: listens("127.0.0.1", api_port))
-        self.say(
-            f"Adding {ECR} to /etc/hosts, and its certificate to /etc/docker/certs.d, until the sandbox ends."
+        self.report(
+            f"Adding {ECR} to /etc/hosts and its certificate to /etc/docker/certs.d (removed on exit)."
         )
         self.add_to_hosts()
         self.issue_certificate()
         self.start_registry(registry_port)
         ports = {"registry_port": registry_port, "exists_port": exists_port}
-        front = self.directory / "nginx.conf"
-        front.write_text(
-            FRONT.format(directory=self.directory, address=ECR_ADDRESS, account=ACCOUNT, **ports)
+        config = self.directory / "nginx.conf"
+        config.write_text(
+            PROXY_CONFIG.format(
+                directory=self.directory, address=ECR_ADDRESS, account=ACCOUNT, **ports
+            )
         )
-        command = ["nginx", "-c", str(front), "-e", "stderr"]
-        self.front = self.service("nginx", command, lambda: listens(ECR_ADDRESS, 443))
+        command = ["nginx", "-c", str(config), "-e", "stderr"]
+        self.proxy = self.service("nginx", command, lambda: listens(ECR_ADDRESS, 443))
 
     def issue_certificate(self) -> None:
-        authority = trustme.CA()
         trusted = Path("/etc/docker/certs.d", ECR)
         for directory in (trusted.parent.parent, trusted.parent, trusted):
             if not directory.exists():
                 directory.mkdir()
                 self.stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        authority.cert_pem.write_to_path(str(trusted / "ca.crt"))
-        issued = authority.issue_cert(ECR)
+        self.authority.cert_pem.write_to_path(str(trusted / "ca.crt"))
+        issued = self.authority.issue_cert(ECR)
         issued.cert_chain_pems[0].write_to_path(str(self.directory / "registry.crt"))
         issued.private_key_pem.write_to_path(str(self.directory / "registry.key"))
 
@@ -377,11 +418,11 @@ class Sandbox:
         self.stack.callback(lambda: hosts.write_text(without_ours()))
 
     def start_plain_registry(self) -> None:
-        """Starts a registry on localhost, to which docker talks without TLS, and logs docker in to it."""
+        """Start a registry on localhost, which docker accesses without TLS, and log docker in to it."""
         [port] = free_ports(1)
         self.registry_host = f"localhost:{port}"
-        self.say(
-            f"No ECR here (that takes root and Debian): a registry on {self.registry_host} stands in."
+        self.report(
+            f"ECR emulation needs root on Debian; using a plain registry on {self.registry_host} instead."
         )
         if shutil.which("docker-registry"):
             self.start_registry(port)
@@ -390,7 +431,7 @@ class Sandbox:
         self.log_in(self.env)
 
     def log_in(self, env: dict[str, str]) -> None:
-        """Logs docker in to the registry; an engine may take some seconds to see a new line in /etc/hosts."""
+        """Log docker in to the registry. Retry, because docker may take seconds to notice a new line in /etc/hosts."""
         login = ("docker", "login", "--username", "AWS", "--password-stdin", self.registry_host)
         wait_for(
             lambda: self.run(*login, input=REGISTRY_PASSWORD, env=env).returncode == 0,
@@ -398,7 +439,7 @@ class Sandbox:
         )
 
     def start_registry(self, port: int) -> None:
-        """Starts docker-registry on localhost, without TLS. Its configuration is JSON, which is YAML too."""
+        """Start docker-registry on localhost without TLS. Its configuration is written as JSON, which is valid YAML."""
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": True}},
@@ -432,7 +473,7 @@ class Sandbox:
         self.stack.callback(self.run, "docker", "rm", "--force", "--volumes", name)
         self.check("docker", "cp", str(self.htpasswd()), f"{name}:/htpasswd")
         self.check("docker", "start", name)
-        wait_for(lambda: answers_http(f"http://127.0.0.1:{port}/v2/"), "the registry")
+        wait_for(lambda: responds_to_http(f"http://127.0.0.1:{port}/v2/"), "the registry")
 
     def htpasswd(self) -> Path:
         path = self.directory / "htpasswd"
@@ -444,8 +485,8 @@ class Sandbox:
 
     # --- the rack ---
 
-    def make_rack(self) -> None:
-        """Gives the rack the registry's login, as `convox registries add` would."""
+    def set_up_rack(self) -> None:
+        """Give the rack the registry's credentials, as `convox registries add` would."""
         config = Path(self.env["CONVOX_STANDIN"], "docker-config")
         config.mkdir(parents=True)
         self.log_in({**self.env, "DOCKER_CONFIG": str(config)})
@@ -464,7 +505,7 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def answers_http(url: str) -> bool:
+def responds_to_http(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):
             return True
@@ -474,9 +515,9 @@ def answers_http(url: str) -> bool:
         return False
 
 
-def wait_for(is_so: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(is_ready: Callable[[], bool], what: str, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not is_ready():
         if time.monotonic() > deadline:
-            raise SandboxError(f"{what} does not answer.")
+            raise SandboxError(f"Timed out waiting for {what}.")
         time.sleep(0.05)

@@ -1,7 +1,6 @@
 #!/bin/sh
-# The same deploy as the bare commands, one after another, and nothing more: the floor that the tool is measured
-# against. The app's manifest has a line `image: REGISTRY/REPOSITORY:TAG` for each service in SERVICES, which are
-# name=context pairs; the repository is $APP_NAME-name.
+# The same deploy as a plain sequence of commands: the baseline for the benchmark. SERVICES is a list of name=context
+# pairs. For each service, the app's manifest must have a line `image: $REGISTRY/$APP_NAME-NAME:TAG`.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

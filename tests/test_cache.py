@@ -1,0 +1,144 @@
+"""Using the running image as a build cache: what docker gets, and why a build continues without it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import ECR, World
+
+OPTION = "--cache-from-running"
+READ_RELEASE = "convox api get /apps/shop/releases/ROLDRELEASE"
+RUNNING = f"{ECR}/shop:5c55d44-3cbf733dcc19"
+INLINE = "--build-arg BUILDKIT_INLINE_CACHE=1"
+SECRET = "the-database's-password"
+
+
+def release_with(**images: str) -> dict[str, Any]:
+    """Return a rule for the rack's response to a request for the running release."""
+    services = {name: {"image": image} for name, image in images.items()}
+    manifest = json.dumps({"services": services})  # JSON is valid YAML
+    answer = {"id": "ROLDRELEASE", "manifest": manifest, "env": f"DATABASE_PASSWORD={SECRET}"}
+    return {"out": json.dumps(answer)}
+
+
+@pytest.fixture(autouse=True)
+def buildkit(world: World) -> None:
+    world.rules["docker build --help"] = {"out": "      --secret stringArray   Secret file\n"}
+    world.rules[READ_RELEASE] = release_with(web=RUNNING, redis="redis:7")
+
+
+def build_of(world: World) -> str:
+    [build] = world.commands("docker build --tag")
+    return build
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_the_running_image_is_the_cache(world: World, how: str) -> None:
+    args, env = ([OPTION], {}) if how == "option" else ([], {"DEPLOY_CACHE_FROM_RUNNING": "1"})
+    ran = world.deploy(*args, env=env)
+    assert ran.status == 0, ran.text
+    assert f" {INLINE} --cache-from {RUNNING} ." in build_of(world)
+    assert f"--cache-from {RUNNING}" in ran.out and "warning" not in ran.out
+    assert f"$ docker pull --quiet {RUNNING}\n" in ran.out
+
+
+def test_without_the_option_no_cache_is_used(world: World) -> None:
+    assert world.deploy().status == 0
+    assert "CACHE" not in build_of(world) and "--cache-from" not in build_of(world)
+    assert world.commands(READ_RELEASE, "docker build --help") == []
+
+
+def test_a_dry_run_shows_the_cache(world: World) -> None:
+    ran = world.deploy("--dry-run", OPTION)
+    assert f"{INLINE} --cache-from {RUNNING} ." in ran.out
+
+
+def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
+    manifest = "".join(
+        f"  {name}:\n    image: {ECR}/{name}:TAG\n    build: {{context: ., target: {name}}}\n"
+        for name in ("web", "api", "new")
+    )
+    world.write("docker-compose.yml", f"services:\n{manifest}")
+    world.rules[READ_RELEASE] = release_with(web=f"{ECR}/web:1", api=f"{ECR}/api:2")
+    ran = world.deploy(OPTION)
+    assert ran.status == 0, ran.text
+    web, api, new = world.commands("docker build --tag")
+    assert f"--cache-from {ECR}/web:1 --target web" in web
+    assert f"--cache-from {ECR}/api:2 --target api" in api
+    assert "--cache-from" not in new and INLINE in new
+    reason = "ROLDRELEASE has no image for it."
+    assert f"\nwarning: Building new without the running image as cache: {reason}\n" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (release_with(worker=RUNNING), "ROLDRELEASE has no image for it."),
+        (
+            {"out": '{"manifest": "services:\\n  web:\\n    build: .\\n"}'},
+            "ROLDRELEASE has no image",
+        ),
+        ({"out": '{"env": "A=b"}'}, "ROLDRELEASE cannot be read. It printed no manifest."),
+        ({"out": '{"manifest": null}'}, "ROLDRELEASE cannot be read. It printed no manifest."),
+        ({"out": '{"manifest": "a: [b"}'}, "ROLDRELEASE cannot be read. It printed no manifest."),
+        ({"out": "[]"}, "ROLDRELEASE cannot be read. It printed no manifest."),
+        ({"out": "<html>"}, "ROLDRELEASE cannot be read. It printed no JSON."),
+        (
+            {"status": 1, "err": "ERROR: forbidden\n"},
+            "ROLDRELEASE cannot be read. ERROR: forbidden",
+        ),
+    ],
+)
+def test_a_build_continues_without_a_cache_and_one_line_shows_why(
+    world: World, rule: dict[str, Any], reason: str
+) -> None:
+    world.rules[READ_RELEASE] = rule
+    ran = world.deploy(OPTION)
+    assert ran.status == 0, ran.text
+    assert f"\nwarning: Building web without the running image as cache: {reason}" in ran.out
+    assert INLINE in build_of(world) and "--cache-from" not in build_of(world)
+
+
+@pytest.mark.parametrize("how", ["first deploy", "deploy key"])
+def test_an_unknown_release_is_not_requested(world: World, how: str) -> None:
+    if how == "first deploy":
+        (world.home / "running").write_text("\n")
+    ran = world.deploy(OPTION, *(["--no-verify"] if how == "deploy key" else []))
+    assert ran.status == 0, ran.text
+    assert (
+        "\nwarning: Building web without the running image as cache: it is not known.\n" in ran.out
+    )
+    assert INLINE in build_of(world) and world.commands(READ_RELEASE) == []
+
+
+def test_the_legacy_builder_gets_no_cache_options(world: World) -> None:
+    world.rules["docker build --help"] = {"out": "      --cache-from strings\n"}
+    ran = world.deploy(OPTION)
+    assert ran.status == 0, ran.text
+    assert (
+        "\nwarning: Building without the running image as cache: this needs BuildKit.\n" in ran.out
+    )
+    assert "CACHE" not in build_of(world) and "--cache-from" not in build_of(world)
+
+
+def test_an_image_that_cannot_be_pulled_is_reported(world: World) -> None:
+    world.rules["docker pull"] = {"status": 1, "err": "Error: manifest unknown\n"}
+    ran = world.deploy(OPTION)
+    assert ran.status == 0, ran.text
+    reason = "Error: manifest unknown"
+    assert f"\nwarning: Building web without the running image as cache: {reason}\n" in ran.out
+
+
+@pytest.mark.parametrize("rule", [{}, {"status": 1}, {"signal": 9}])
+def test_the_environment_of_the_running_release_is_never_shown(
+    world: World, rule: dict[str, Any]
+) -> None:
+    world.rules[READ_RELEASE] = {**release_with(web=RUNNING), **rule}
+    world.rules["docker build --tag"] = {"status": 1}
+    ran = world.deploy(OPTION, "--result", "result.json", env={"DEPLOY_DEBUG": "1"})
+    assert world.commands(READ_RELEASE) != []
+    assert ran.status == 1
+    assert SECRET not in ran.text + (world.app / "result.json").read_text()
+    assert SECRET not in build_of(world)
