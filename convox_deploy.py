@@ -231,9 +231,7 @@ def rack_problems(option: str) -> Iterator[str]:
 def result_problem(path: Path) -> str:
     """Return why no result can be written there. It may replace a file that is empty or our own."""
     if path.is_symlink() or (path.exists() and not is_our_result(path)):
-        return (
-            f"--result {path} would replace a file that is not a result. Choose another file."
-        )
+        return f"--result {path} would replace a file that is not a result. Choose another file."
     if not os.access(path.parent, os.W_OK):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
     return ""
@@ -1314,7 +1312,7 @@ class Deploy:
                 raise DeployError(*self.unreachable)
             if self.unreachable:
                 echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
-            self.shell.say("\n".join(introduction(self)), bold=True)
+            echo("\n".join(introduction(self)), bold=True)
             self.log_in()
 
     def local_problems(self) -> Iterator[str]:

@@ -24,7 +24,7 @@ from rich.style import Style  # type: ignore[import-not-found]  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # type: ignore[import-not-found]  # noqa: E402
 from rich.text import Text  # type: ignore[import-not-found]  # noqa: E402
 
-COLUMNS, LINES = 80, 55  # tall enough for the end of a deploy; earlier output scrolls off
+COLUMNS, LINES = 90, 40
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -86,17 +86,18 @@ def deploy_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
     )  # the output contains the path of a temporary file
     # Run through env, because pexpect would look for ./convox_deploy.py in our own directory.
     how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
-    output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
+    output, status = pexpect.run("env ./convox_deploy.py --quiet", withexitstatus=True, **how)
     if status:
         sys.exit(f"{output.decode(errors='replace')}\nThe deploy failed with exit code {status}.")
-    return bytes(output)
+    interpreter = os.fsencode(Path(sys.executable).parent / "python3")
+    return bytes(output.replace(interpreter, b"python3").replace(os.fsencode(app), b"~/hello"))
 
 
 def screen_lines(output: bytes) -> list[Text]:
     """Return the lines on the screen after typing the command and printing `output`, without trailing blank lines."""
     pyte.graphics.FG_AIXTERM[2] = "brightblack"  # pyte does not support dim text
     screen = pyte.Screen(COLUMNS, LINES)
-    pyte.ByteStream(screen).feed(COMMAND.encode() + b"\r\n" + output)
+    pyte.ByteStream(screen).feed(COMMAND.encode() + b" --quiet\r\n" + output)
     last = max(number for number, line in enumerate(screen.display) if line.strip())
     return [
         screen_line([screen.buffer[number][column] for column in range(COLUMNS)])

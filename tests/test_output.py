@@ -117,9 +117,11 @@ def test_quiet_shows_only_headers_and_the_outcome(world: World) -> None:
     assert ran.err == ""
     assert headers(ran.out) == HEADERS
     rest = [line for line in ran.out.splitlines() if line and not line.startswith("==>")]
-    assert rest[0] == "Built release RNEWRELEASE (not live yet). To resume from here:"
-    assert rest[1].startswith("  cd ")
-    assert rest[2] == "shop is now running RNEWRELEASE." and rest[3].startswith("To roll back: ")
+    assert rest[0] == "Deploying shop to rack.example.com (running: ROLDRELEASE)"
+    assert rest[1] == "Manifest: docker-compose.yml"
+    assert rest[2] == "Built release RNEWRELEASE (not live yet). To resume from here:"
+    assert rest[3].startswith("  cd ")
+    assert rest[4] == "shop is now running RNEWRELEASE." and rest[5].startswith("To roll back: ")
 
 
 def test_quiet_still_shows_warnings(world: World) -> None:
