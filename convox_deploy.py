@@ -6,8 +6,8 @@ the literal tag TAG (image: <registry>/<repository>:TAG), and run
 
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
-The function deploy near the end is the whole lifecycle. Above it, from top to bottom: settings,
-the manifest, running commands, and what there is to know about git, docker, ECR and convox.
+The lifecycle is the function deploy, near the end. Above it, from top to bottom: settings, the
+manifest, running commands, git, docker and ECR, convox, and hooks.
 """
 
 # /// script
@@ -73,11 +73,11 @@ __version__ = "0.2.0"
 HOOKS = ["before_build", "after_build", "before_release"]
 STEPS = ["preflight", HOOKS[0], "build", HOOKS[1], "push", "release", HOOKS[2], "promote"]
 FAILED, NOT_STARTED, TIMED_OUT, BROKEN_PIPE = 1, 2, 124, 141  # exit codes; 128 + n after signal n
-GRACE_SECONDS = 10  # between TERM and KILL, as docker stop has it
+GRACE_SECONDS = 10  # between SIGTERM and SIGKILL, like docker stop
 PUSH_PAUSES = [1, 5, 15]  # seconds before a push is retried
-POLL_SECONDS = 5  # between two questions to a rack that is updating
-PATIENCE_SECONDS = 120  # with a rack that does not answer after a promote
-LAST_WORDS_SECONDS = 5  # to ask the rack what is live after a promote that failed
+POLL_SECONDS = 5  # between polls of a rack that is updating
+PATIENCE_SECONDS = 120  # for a rack that does not respond after a promote
+LAST_WORDS_SECONDS = 5  # to ask what is running after a failed promote
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
 MAX_PARALLEL = 4
 
@@ -106,7 +106,7 @@ class Settings:
     """The command line, or the environment variables that stand for it. Holds no secrets."""
 
     app: str
-    rack: str  # this and others are empty if not given
+    rack: str  # empty if not given, like the others
     file: str
     tag: str
     skip_ecr_login: bool
@@ -160,15 +160,15 @@ class Settings:
 class Rack(NamedTuple):
     """The rack of a deploy, for all its commands and hooks."""
 
-    label: str  # for people
-    name: str  # for --rack, if it has one
-    variables: dict[str, str]  # for the environment of the convox CLI and the hooks
+    label: str  # shown to the user
+    name: str  # value of --rack; may be empty
+    variables: dict[str, str]  # for the convox CLI and the hooks
 
 
 def choose_rack(option: str) -> Rack:
-    """Return the rack that --rack or the environment names, else the app's own, else the CLI's.
+    """Return the rack named by --rack or the environment, else the app's own, else the CLI's.
 
-    CONVOX_HOST and CONVOX_PASSWORD lead CLIs up to v2 to a rack, RACK_URL those from v2 on.
+    CLIs up to v2 read CONVOX_HOST and CONVOX_PASSWORD, those from v2 on read RACK_URL.
     """
     url = rack_url()
     host = url.netloc.rpartition("@")[2] or env("CONVOX_HOST")
@@ -197,7 +197,7 @@ def is_console(host: str) -> bool:
 
 
 def local_setting(name: str) -> str:
-    """Return what the convox CLI reads in the app's directory; the v2 CLI has one of its own."""
+    """Return one of the convox CLI's local settings, such as .convox/rack. v2 uses .convox2."""
     for directory in (".convox", ".convox2"):
         with suppress(OSError, ValueError):
             return Path(directory, name).read_text().strip()
@@ -205,7 +205,7 @@ def local_setting(name: str) -> str:
 
 
 def rack_problems(option: str) -> Iterator[str]:
-    """Yield where the variables that name a rack are incomplete or contradict each other."""
+    """Yield where the variables that name a rack are incomplete or contradictory."""
     host, url_host = env("CONVOX_HOST"), rack_url().hostname
     if env("RACK_URL") and not url_host:
         yield "RACK_URL must look like https://convox:PASSWORD@HOST."
@@ -229,7 +229,7 @@ def rack_problems(option: str) -> Iterator[str]:
 
 
 def result_problem(path: Path) -> str:
-    """Return why no result can be written there. It may replace a file that is empty or our own."""
+    """Return why the result cannot be written. It may replace an empty file or our own."""
     if path.is_symlink() or (path.exists() and not is_our_result(path)):
         return f"--result {path} would replace a file that is not a result. Choose another file."
     if not os.access(path.parent, os.W_OK):
@@ -245,13 +245,13 @@ def is_our_result(path: Path) -> bool:
 
 
 def remove_result(path: Path) -> None:
-    """Remove an earlier result, so that it is not mistaken for this one."""
+    """Remove an earlier result, so that it is not mistaken for a new one."""
     if path.is_file() and not result_problem(path):
         path.unlink()
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the whole file or nothing. Raise OSError or DeployError."""
+    """Write the result file atomically. Raise OSError or DeployError."""
     if problem := result_problem(path):
         raise DeployError(problem)
     unfinished = Path(f"{path}.{uuid.uuid4().hex}")
@@ -280,7 +280,7 @@ REPOSITORY = re.compile(
     """,
     re.VERBOSE,
 )
-BUILD_KEYS = {  # of compose and of convox.yml
+BUILD_KEYS = {  # in compose files and convox.yml
     "context": "context",
     "path": "context",
     "dockerfile": "dockerfile",
@@ -300,7 +300,7 @@ class Build(NamedTuple):
 
 
 class Service(NamedTuple):
-    """A service whose image has the tag TAG."""
+    """A service whose image ends in :TAG."""
 
     name: str
     repository: str
@@ -309,13 +309,13 @@ class Service(NamedTuple):
 
 
 class Scalar(str):
-    """A value as it is written, and where that is in the text."""
+    """A YAML scalar as written, with its position in the text."""
 
     start = end = 0
 
 
 class Loader(yaml.SafeLoader):
-    """Reads all values as they are written, numbers too, and notes duplicate keys."""
+    """Loads all scalars as written, numbers included, and records duplicate keys."""
 
     problems: list[str]
 
@@ -336,11 +336,11 @@ class Loader(yaml.SafeLoader):
 
 for kind in ("str", "bool", "int", "float", "timestamp"):
     Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.scalar)
-Loader.add_multi_constructor("!", lambda *_: None)  # tags that a rack or compose may know
+Loader.add_multi_constructor("!", lambda *_: None)  # custom tags, such as !reset
 
 
 class Manifest(NamedTuple):
-    """A docker-compose.yml or convox.yml, and the services in it that we build."""
+    """A docker-compose.yml or convox.yml, and its services whose image ends in :TAG."""
 
     text: str
     services: list[Service]
@@ -349,7 +349,7 @@ class Manifest(NamedTuple):
     def load(cls, path: str) -> "Manifest":
         """Read a manifest. Raise DeployError."""
         try:
-            text = Path(path).read_bytes().decode()  # as bytes: CRLF must stay
+            text = Path(path).read_bytes().decode()  # keep CRLF line endings
             return cls(text, read_services(path, text))
         except OSError as error:
             problems: Iterable[Any] = [f"{error.strerror}. {where_to_look()}"]
@@ -377,7 +377,7 @@ class Manifest(NamedTuple):
 
 
 def where_to_look() -> str:
-    """Return where there is a manifest, if it is not where it was expected."""
+    """Return a hint where the manifest is."""
     for directory in (Path.cwd(), *Path.cwd().parents):
         for name in MANIFESTS:
             if (directory / name).is_file():
@@ -391,7 +391,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the keys of each service, and where keys are duplicated. Raise yaml.YAMLError."""
+    """Return the keys of each service, and the problems found. Raise yaml.YAMLError."""
     loader = Loader(text)
     loader.problems = []
     top = mapping(loader.get_single_data())
@@ -452,7 +452,7 @@ def read_service(
 
 
 def read_build(build: Any, dockerfile: Any) -> Build:
-    """Read `build:` in the words of compose or of convox.yml. Raise ValueError."""
+    """Read `build:`, with the keys of compose or convox.yml. Raise ValueError."""
     given = build if isinstance(build, dict) else {"context": build}
     read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
     for key, value in given.items():
@@ -477,11 +477,13 @@ def read_build(build: Any, dockerfile: Any) -> Build:
 
 
 class Secrets(set[str]):
-    """What must not be shown: the secrets in our environment, and those that we learn."""
+    """Values to redact: the secrets in the environment, and those learned later."""
 
     def learn(self, *secrets: str) -> None:
         lines = [line.strip() for secret in secrets for line in secret.splitlines()]
-        self.update(line for line in lines if len(line) >= 6)  # shorter ones are in ordinary words
+        self.update(
+            line for line in lines if len(line) >= 6
+        )  # shorter ones occur in ordinary words
         longest_first = sorted(self, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(any_spelling, longest_first)) or "(?!)")
 
@@ -490,7 +492,7 @@ class Secrets(set[str]):
 
 
 def any_spelling(secret: str) -> str:
-    """Return a pattern for a secret in which any character is escaped or percent-encoded."""
+    """Return a pattern for a secret whose characters may be escaped or percent-encoded."""
     return "".join(
         char if re.match("[A-Za-z0-9]", char) else rf"\\?({re.escape(char)}|(?i:{url_quote(char)}))"
         for char in secret
@@ -522,13 +524,13 @@ def warn(text: str) -> None:
 
 
 class CommandFailed(DeployError):
-    """A command that failed, or that gave no usable answer (status 0). `output` says why."""
+    """A command that failed, or that succeeded without usable output (status 0)."""
 
     def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
         super().__init__(output)
         self.argv, self.status, self.output, self.advice = argv, status, output, ""
         if -status in (SIGHUP, SIGINT, SIGTERM, SIGPIPE):
-            self.exit_code = 128 - status  # whoever stopped it is about to stop us
+            self.exit_code = 128 - status  # the same signal is about to reach us
 
     @property
     def reason(self) -> str:
@@ -544,11 +546,11 @@ class CommandFailed(DeployError):
 
 
 class NotStarted(DeployError):
-    """A command that is not installed, or that cannot be executed."""
+    """A command that is not installed or not executable."""
 
 
 class Stopped(DeployError):
-    """The deploy was stopped by a signal. SIGALRM stands for the timeout of a step."""
+    """The deploy was stopped by a signal. SIGALRM means that a step timed out."""
 
     def __init__(self, signum: int, when: str, minutes: float) -> None:
         self.exit_code = 128 + signum
@@ -560,30 +562,31 @@ class Stopped(DeployError):
 
 
 class Shell:
-    """Runs commands through sh, each in a process group of its own.
+    """Runs commands through sh, each in its own process group.
 
-    A signal, a timeout (SIGALRM) or a parallel failure ends these groups: by TERM, after
-    GRACE_SECONDS or a second Ctrl-C by KILL, and what survives that is left behind. The handler
-    raises nothing, as it may interrupt sh between fork and exec: commands raise once they ended.
+    A signal, a timeout (SIGALRM) or a failure in parallel stops all groups: with SIGTERM, then,
+    after GRACE_SECONDS or a second Ctrl-C, with SIGKILL. What survives even that is left behind.
+    The handler raises nothing, because it may interrupt sh between fork and exec. Commands raise
+    once they have ended.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.dry_run, self.minutes = settings.dry_run, settings.timeout
         self.quiet = settings.quiet and not settings.dry_run
-        self.hidden: deque[str] = deque(maxlen=100_000)  # lines not shown, if quiet
-        self.waiting_for = ""  # for messages, if that takes more than the command that runs
-        self.started = self.heard = 0.0  # the step, and the last sign of life
+        self.hidden: deque[str] = deque(maxlen=100_000)  # output hidden by --quiet
+        self.waiting_for = ""  # for messages, while several commands wait
+        self.started = self.heard = 0.0  # when the step started, and the last output
         self.stopped_by: Optional[int] = None
-        self.signals = 0  # received from outside
+        self.signals = 0  # received so far
         self._force = 0  # 1: TERM was sent, 2: KILL was sent, 3: we gave up
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
-        """Run a command unseen, even in a dry run. Return its stdout, which no error shows."""
+        """Run a command silently, even in a dry run. Return its stdout, which no error shows."""
         return self._run(argv, _iter_noblock=True, **options)
 
     def run(self, *argv: str, **options: Any) -> None:
-        """Show a command and run it on our own stdout and stderr. A dry run only shows it."""
+        """Show a command and run it with our stdout and stderr. A dry run only shows it."""
         if self.quiet:
             self.stream(*argv, **options)
             return
@@ -592,21 +595,21 @@ class Shell:
             self._run(argv, _out=1, _err=2, **options)
 
     def stream(self, *argv: str, label: str = "", only: str = "", **options: Any) -> str:
-        """Show a command, run it, and pass its lines on without secrets. Return its stdout.
+        """Show a command, run it, and print its output, redacted. Return its stdout.
 
-        stderr is part of that, unless only="err" passes stderr alone on.
+        That includes stderr, unless only="err", which prints stderr alone.
         """
         self.show(argv)
         if self.dry_run:
             return ""
-        options["_internal_bufsize"] = 1000  # lines that are kept, of a log of any length
+        options["_internal_bufsize"] = 1000  # keep only the last lines of a long log
         options.update(
             {"_iter_noblock": only} if only else {"_iter_noblock": True, "_err_to_out": True}
         )
         return self._run(argv, lambda line: self.say(label + line), **options)
 
     def parallel(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-        """Call a function for all values in parallel. The first call to fail stops the rest."""
+        """Call a function for each value in parallel. The first failure stops the rest."""
         with ThreadPoolExecutor(MAX_PARALLEL) as pool:
             futures = [pool.submit(function, value) for value in values]
             for future in as_completed(futures):
@@ -616,7 +619,7 @@ class Shell:
         return [future.result() for future in futures]
 
     def show(self, *pipe: Sequence[str]) -> None:
-        """Show a command, or a pipe of several, as it could be typed."""
+        """Show a command, or a pipeline, as it could be typed."""
         self.say("$ " + " | ".join(shlex.join(map(SECRETS.hide, argv)) for argv in pipe), dim=True)
 
     def say(self, text: str, **style: Any) -> None:
@@ -627,8 +630,8 @@ class Shell:
             echo(text, **style)
 
     def handle_signals(self) -> None:
-        """Let signals stop the deploy, except those that our parent has us ignore."""
-        for signum in (SIGCHLD, SIGALRM):  # on which we rely
+        """Let signals stop the deploy, except those that our parent ignores."""
+        for signum in (SIGCHLD, SIGALRM):  # which we depend on
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for signum in (SIGINT, SIGTERM, SIGHUP, SIGALRM):
@@ -640,7 +643,7 @@ class Shell:
         self.stop(signum)
 
     def stop(self, signum: int) -> None:
-        """End all commands and let no other begin; with more force on SIGALRM or Ctrl-C."""
+        """Stop all commands and start no others. Use more force on a second SIGALRM or Ctrl-C."""
         if self.stopped_by is None:
             self.stopped_by = signum
         elif signum not in (SIGALRM, SIGINT):
@@ -652,7 +655,7 @@ class Shell:
 
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
-        """Let commands run again after a stop, for some seconds at most."""
+        """Allow commands again after a stop, for a limited time."""
         self.stopped_by, self._force = None, 1
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
@@ -678,7 +681,7 @@ class Shell:
                 if show:
                     show(line)
                     self.heard = time.monotonic()
-            except OSError as error:  # nobody reads our own output any more
+            except OSError as error:  # our own output is closed
                 broken = error
                 self.stop(SIGPIPE)
         if self.stopped_by is not None:
@@ -698,7 +701,7 @@ class Shell:
         self.raise_if_stopped()
         program: Any = sh.Command
         if "_out" not in options:
-            options["_tty_out"] = False  # or programs draw progress into what we read
+            options["_tty_out"] = False  # keeps programs from drawing progress bars
         try:
             command = program(argv[0])(
                 *argv[1:], _bg=True, _bg_exc=False, _new_session=True,
@@ -710,7 +713,7 @@ class Shell:
             raise NotStarted(
                 f"Cannot run {argv[0]}. Install it and add it to the PATH{where}"
             ) from None
-        # Ends the output 2 s after the command at the latest: a daemon may hold it open for ever.
+        # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
         threading.Thread(target=command.wait, daemon=True).start()
         self._groups.add(command.pgid)
         if self.stopped_by is not None:  # in the meantime
@@ -718,9 +721,9 @@ class Shell:
         return command
 
     def _lines(self, command: Any, doing: str) -> Iterator[str]:
-        """Yield the lines of a command that we read. Print a sign of life while all is silent."""
+        """Yield the lines of a command's output. Print a sign of life while there are none."""
         options, patience = command.call_args, HEARTBEAT_SECONDS
-        if options["out"]:  # its output is not for us to read
+        if options["out"]:  # its output goes straight through
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
         for line in command if options["iter_noblock"] else ticks(command):
             now = time.monotonic()
@@ -734,7 +737,7 @@ class Shell:
                     echo(f"Still {doing}, after {(now - self.started) / 60:.0f} min.")
 
     def _await_group(self, group: int) -> str:
-        """Wait until the children of a stopped command have ended, or name what we cannot end."""
+        """Wait until a stopped command's children have ended. Return which ones cannot be ended."""
         while True:
             problem = ""
             try:
@@ -755,7 +758,7 @@ def ticks(command: Any) -> Iterator[Any]:
 
 
 def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
-    """A codec for sh that passes on bytes that are not UTF-8, in paths, arguments and output."""
+    """A codec for sh that keeps bytes that are not UTF-8, in paths, arguments and output."""
     if name != "as_it_came":
         return None
     return codecs.CodecInfo(
@@ -765,7 +768,7 @@ def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
 
 
 codecs.register(as_it_came)
-codecs.lookup("as_it_came")  # now, as a child between fork and exec must not import anything
+codecs.lookup("as_it_came")  # now, because a child must not import between fork and exec
 
 
 def kill_group(group: int, signum: int) -> None:
@@ -774,7 +777,7 @@ def kill_group(group: int, signum: int) -> None:
 
 
 def without_rack_login() -> dict[str, str]:
-    """Return our environment for the programs that have nothing to do with the rack."""
+    """Return our environment for programs that don't need the rack's password."""
     return {k: v for k, v in os.environ.items() if k not in ("CONVOX_PASSWORD", "RACK_URL")}
 
 
@@ -792,7 +795,7 @@ def short_name(argv: Sequence[str]) -> str:
 
 @contextmanager
 def advice(table: dict[str, str]) -> Iterator[None]:
-    """Add to a failed command the advice for the first pattern in its output."""
+    """Add the advice for the first pattern that matches a failed command's output."""
     try:
         yield
     except CommandFailed as failure:
@@ -811,7 +814,7 @@ BRANCHES = ["BRANCH_NAME", "GIT_BRANCH", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "
 
 
 class Commit(NamedTuple):
-    """The commit that is checked out. All empty outside a git repository."""
+    """The checked-out commit. All empty outside a git repository."""
 
     hash: str = ""
     branch: str = ""
@@ -821,7 +824,7 @@ class Commit(NamedTuple):
 
 
 def read_commit(shell: Shell) -> Commit:
-    """Return the commit of the working tree that we are in. Raise CommandFailed or NotStarted."""
+    """Return the checked-out commit. Raise CommandFailed or NotStarted."""
 
     def git(*args: str) -> str:
         return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
@@ -831,13 +834,13 @@ def read_commit(shell: Shell) -> Commit:
     sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
     head = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir")
     branch, _, git_dir = head.partition(" ")
-    if branch == "HEAD":  # CI systems check out a commit
+    if branch == "HEAD":  # detached, as in CI
         branch = next(filter(None, map(env, BRANCHES)), branch).replace("origin/", "", 1)
     return Commit(sha, branch, git("describe", "--always", "--dirty"), title, git_dir)
 
 
 def run_url() -> str:
-    """Return the address of the CI run that we are part of, "" if there is none."""
+    """Return the URL of the CI run, "" outside CI."""
     if run := env("GITHUB_RUN_ID"):
         return f"{env('GITHUB_SERVER_URL')}/{env('GITHUB_REPOSITORY')}/actions/runs/{run}"
     return env("BUILD_URL") or env("CI_JOB_URL")
@@ -848,7 +851,7 @@ def run_url() -> str:
 PUSHED = re.compile("digest: (sha256:[0-9a-f]{64}) size: ")
 MISSING = re.compile(
     r"\bEOF\b|repository .* does not exist|name unknown"
-)  # what docker says of a repository
+)  # docker's messages about a missing repository
 PUSH_ADVICE = {
     "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
     " `docker login`, or remove --skip-ecr-login.",
@@ -885,7 +888,7 @@ ECR_HOST = re.compile(
 
 @dataclass
 class Ecr:
-    """A repository in ECR, as the aws CLI sees it."""
+    """A repository in ECR, accessed with the aws CLI."""
 
     shell: Shell
     registry: str
@@ -897,7 +900,7 @@ class Ecr:
 
     @classmethod
     def of(cls, shell: Shell, repository: str) -> Optional["Ecr"]:
-        """Return the repository, None if its registry is not ECR."""
+        """Return the repository, or None if its registry is not ECR."""
         registry, _, name = repository.partition("/")
         match = ECR_HOST.fullmatch(registry)
         return match and cls(shell, registry, name, match["region"], match["account"])
@@ -907,7 +910,7 @@ class Ecr:
         return ["aws", "ecr", "get-login-password", "--region", self.region]
 
     def password(self) -> str:
-        """Return the password for docker login. It is good for 12 hours."""
+        """Return the password for docker login, valid for 12 hours."""
         with advice(AWS_ADVICE):
             password = self.shell.capture(*self.get_password).strip()
             if not re.fullmatch("[!-~]+", password):
@@ -916,10 +919,10 @@ class Ecr:
         return password
 
     def create_if_missing(self, failure: CommandFailed) -> bool:
-        """Create the repository if that is what a push failed for. Return False if it is not.
+        """Create the repository if a push failed because it is missing. Return whether it was.
 
-        docker words that differently from version to version, so ECR is asked, once and not ahead
-        of the push: an account may have repositories created on push, from a template.
+        docker's messages differ between versions, so ask ECR: once, and only after a failed push,
+        because an account may create repositories on push, from a template.
         """
         if self.was_asked:
             return False
@@ -948,11 +951,11 @@ AWS_ADVICE = {
 
 @dataclass
 class Image:
-    """One docker build, and what becomes known of it."""
+    """One docker build, and what is known about its image."""
 
     build: Build
     services: list[Service]
-    local: str  # its name in docker, not shared with any other deploy
+    local: str  # its name in docker, unique per deploy
     id: str = "sha256:IMAGE_ID"
     platform: str = ""  # such as linux/amd64
     tag: str = ""
@@ -970,7 +973,7 @@ class Docker(NamedTuple):
                 raise CommandFailed(version, 0, "No Docker daemon answered.")
 
     def build_problems(self, images: Sequence[Image]) -> Iterator[str]:
-        """Yield what docker build would find out only after the builds before it."""
+        """Yield what docker build would find only after the builds before it."""
         names_file = re.search(r"(^| )(-f|--file)", " ".join(self.settings.docker_build_args))
         for build in (image.build for image in images if "://" not in image.build.context):
             dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
@@ -989,7 +992,7 @@ class Docker(NamedTuple):
                 if not self.settings.dry_run:
                     self.shell.capture(*login, _in=password)
         except CommandFailed as failure:
-            # A credential helper that fetches passwords itself stores none.
+            # Credential helpers that fetch passwords themselves cannot store any.
             if not re.search("error storing credentials.*not implemented", failure.output):
                 raise
 
@@ -997,7 +1000,7 @@ class Docker(NamedTuple):
         return "--secret" in self.shell.capture("docker", "build", "--help")
 
     def pull(self, reference: str) -> None:
-        """Pull an image, without which Docker 20.10 could not pass its layers on as cache."""
+        """Pull an image. Docker 20.10 passes on the cache only of layers that it has."""
         self.shell.stream("docker", "pull", "--quiet", reference)
 
     def build(self, image: Image) -> None:
@@ -1009,12 +1012,12 @@ class Docker(NamedTuple):
             *option("--target", build.target),
             *self.settings.docker_build_args,
             build.context,
-            # By default buildx adds the time to each image, whose id would never be the same.
+            # By default, the attestations of buildx give each build a new image ID.
             _env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack_login()},
         )  # fmt: skip
 
     def inspect(self, image: Image) -> None:
-        """Note the image's id and platform. Raise CommandFailed if docker does not have it."""
+        """Record the image's ID and platform. Raise CommandFailed if docker does not have it."""
         inspect = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}"]
         with advice({"": "If the builder does not load images into docker, add `-- --load`."}):
             answer = self.shell.capture(*inspect, image.local).strip()
@@ -1030,23 +1033,23 @@ class Docker(NamedTuple):
             try:
                 return self.push_once(reference, label)
             except CommandFailed as failure:
-                if failure.exit_code != FAILED:  # it was stopped
+                if failure.exit_code != FAILED:  # stopped from outside
                     raise
                 if ecr and ecr.create_if_missing(failure):
                     continue
                 passes = TRANSIENT.search(failure.output)
-                if ecr and ecr.exists:  # then ECR may still take some seconds to agree
+                if ecr and ecr.exists:  # but ECR is eventually consistent
                     passes = passes or MISSING.search(failure.output)
                 if not (passes and pauses):
                     raise
                 warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
-            self.shell.capture("sleep", str(pauses.pop(0)))  # which a signal ends
+            self.shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
 
     def push_once(self, reference: str, label: str) -> Optional[str]:
         push = ["docker", "push", reference]
         with advice(PUSH_ADVICE):
             if sys.stdout.isatty() and not label and not self.shell.quiet:
-                self.shell.stream(*push, only="err", _out=1)  # docker draws its progress there
+                self.shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
                 return None
             digest = PUSHED.search(self.shell.stream(*push, label=label))
             if not digest and not self.settings.dry_run:
@@ -1054,14 +1057,14 @@ class Docker(NamedTuple):
         return digest and digest[1]
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove names of images. The images stay, as cache for the next build."""
+        """Remove image names. The layers stay, as cache for the next build."""
         with suppress(DeployError):
             self.shell.capture("docker", "image", "rm", "--no-prune", *names)
 
 
 # --- convox ---------------------------------------------------------------------------
 
-CONVOX_ADVICE = {  # builds first, as their logs may hold any of the others
+CONVOX_ADVICE = {  # builds first: their logs may contain the others
     "no matching manifest|no match for platform": "The image is for another architecture than the"
     " rack. Build it with `-- --platform linux/amd64`.",
     "build failed": "See the rack's output above. If it is not allowed to pull the image, add the"
@@ -1079,14 +1082,14 @@ CONVOX_ADVICE = {  # builds first, as their logs may hold any of the others
 
 
 class App(NamedTuple):
-    """What the rack says of the app."""
+    """The state of the app according to the rack."""
 
     release: str
     status: str
 
 
 class Convox:
-    """The convox CLI of any generation since 2016. Its --help says which options it takes."""
+    """The convox CLI, any version since 2016. Its --help shows which options it has."""
 
     def __init__(self, shell: Shell, app: str, rack: Rack) -> None:
         self.shell, self.app, self.rack = shell, app, option("--rack", rack.name)
@@ -1105,24 +1108,24 @@ class Convox:
                 f"Not Convox's CLI, or one that is too old. Install a newer one{INSTALL['convox']}"
             )
         if "--rack" not in self.options["build"]:
-            self.rack = []  # CONVOX_RACK has to do
+            self.rack = []  # CONVOX_RACK names it
 
     def check(self, no_verify: bool) -> str:
-        """Return the release that is running. A login that may not read it needs --no-verify."""
+        """Return the running release. With --no-verify, only check the login."""
         self.read_help()
         if no_verify:
-            self.ask("rack", *self.rack)  # what every login may
+            self.ask("rack", *self.rack)  # which every login is allowed to run
             return ""
         with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
             return self.read_app().release
 
     def ask(self, *words: str) -> str:
-        """Return the answer to a question. It may hold secrets: no error shows any of it."""
+        """Return a command's output. It may contain secrets, so no error shows it."""
         with advice(CONVOX_ADVICE):
             return self.shell.capture("convox", *words, _env=self.env)
 
     def get(self, path: str) -> Any:
-        """Return what the rack's API answers. Raise CommandFailed, also if that is not JSON."""
+        """Return a response of the rack's API. Raise CommandFailed, also if it is not JSON."""
         question = ["api", "get", *self.rack, path]
         try:
             return json.loads(self.ask(*question))
@@ -1130,7 +1133,7 @@ class Convox:
             raise CommandFailed(["convox", *question], 0, "It printed no JSON.") from None
 
     def read_app(self) -> App:
-        """Return the state of the app. Raise CommandFailed if the rack does not tell it."""
+        """Return the state of the app. Raise CommandFailed."""
         answer = self.get(f"/apps/{self.app}")
         try:
             return App(answer["release"] or "", answer["status"])
@@ -1145,7 +1148,7 @@ class Convox:
         raise CommandFailed(["convox", "api", "get"], 0, "It printed no manifest.")
 
     def newer_release(self, release: str) -> str:
-        """Return the newest release if it is another one, and if this login may list releases."""
+        """Return the newest release if it is a different one and this login can list releases."""
         with suppress(CommandFailed, LookupError, TypeError, AttributeError):
             newest = self.get(f"/apps/{self.app}/releases")[0]
             if newest["id"] != release:
@@ -1153,7 +1156,7 @@ class Convox:
         return ""
 
     def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
-        """Have the rack build a release from the one manifest in a directory. Return its ID."""
+        """Build a release from the manifest in a directory. Return its ID."""
         known = self.options["build"]
         build = [
             "convox", "build", "--app", self.app, *self.rack,
@@ -1161,7 +1164,7 @@ class Convox:
             *option("--description", description if "--description" in known else ""),
             *(known & {"--id"}), directory,
         ]  # fmt: skip
-        variables = {**self.env, **({"GIT_DIR": git_dir} if git_dir else {})}  # for BUILD_GIT_SHA
+        variables = {**self.env, **({"GIT_DIR": git_dir} if git_dir else {})}  # sets BUILD_GIT_SHA
         with advice(CONVOX_ADVICE):
             output = self.shell.stream(
                 *build, only="err" if "--id" in known else "", _env=variables
@@ -1183,7 +1186,7 @@ class Convox:
             self.shell.stream(*self.promote_command(release), _env=self.env)
 
     def await_running(self, release: str) -> None:
-        """Wait until the rack has said twice in a row that the release is running."""
+        """Wait until the rack has reported the release as running, twice in a row."""
         app, before, answered = None, None, time.monotonic()
         while not app or app != before or app.status != "running":
             before, now = app, time.monotonic()
@@ -1217,7 +1220,7 @@ def hook_path(name: str) -> Path:
 
 
 def check_hook(name: str) -> Iterator[str]:
-    """Yield why a hook cannot run. Nothing if it can, or if there is none."""
+    """Yield why a hook cannot run, or nothing if it can or does not exist."""
     path = hook_path(name)
     if not os.path.lexists(path):
         files = {file.name for file in path.parent.glob("*") if file.suffix in ("", ".sh")}
@@ -1241,7 +1244,7 @@ def check_hook(name: str) -> Iterator[str]:
 
 
 def image_variables(images: Sequence[Image]) -> Iterator[tuple[str, str]]:
-    """Yield the local images by the names that hooks know them by."""
+    """Yield the variables that name the local images."""
     yield from [("DOCKER_TAG", image.local) for image in images[:1]]  # the first service's
     for image in images:
         for service in image.services:
@@ -1253,19 +1256,19 @@ def image_variables(images: Sequence[Image]) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class Outcome:
-    """What has become known so far. All of it is in the result file."""
+    """What is known so far. All of it goes into the result file."""
 
     release: str = ""
     running_before: str = ""
     promote_requested: bool = False
     verified: bool = False
-    running: str = ""  # according to the rack, after the promote
-    images: list[dict[str, Any]] = field(default_factory=list)  # those that were pushed
+    running: str = ""  # reported by the rack after the promote
+    images: list[dict[str, Any]] = field(default_factory=list)  # that were pushed
     seconds: dict[str, float] = field(default_factory=dict)  # by step
 
 
 class Deploy:
-    """One deploy. Its methods are the steps; the function deploy has their order."""
+    """One deploy. Its methods are the steps. The function deploy runs them in order."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.rack = settings, choose_rack(settings.rack)
@@ -1275,9 +1278,9 @@ class Deploy:
         self.commit = Commit()
         self.manifest = Manifest("", [])
         self.images: list[Image] = []
-        self.hooks: list[str] = []  # those that preflight found
-        self.logins: list[tuple[Ecr, str]] = []  # with their passwords
-        self.unreachable: list[str] = []  # problems with which only a dry run goes on
+        self.hooks: list[str] = []  # found in preflight
+        self.logins: list[tuple[Ecr, str]] = []  # and their passwords
+        self.unreachable: list[str] = []  # problems despite which a dry run continues
         self.outcome = Outcome(release=settings.release)
 
     @property
@@ -1286,7 +1289,7 @@ class Deploy:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Give a step its header, its timeout, and its time in the summary."""
+        """Give a step its header, its timeout and its time in the summary."""
         self.shell.raise_if_stopped()
         echo(header(name), fg="cyan", bold=True)
         started = self.shell.started = self.shell.heard = time.monotonic()
@@ -1300,7 +1303,7 @@ class Deploy:
             self.outcome.seconds[name] = round(time.monotonic() - started, 3)
 
     def preflight(self) -> None:
-        """Check all that can be checked before anything is changed."""
+        """Run every check that changes nothing."""
         with self.step("preflight"):
             if problems := [*self.local_problems()]:
                 raise DeployError(*problems)
@@ -1316,7 +1319,7 @@ class Deploy:
             self.log_in()
 
     def local_problems(self) -> Iterator[str]:
-        """Yield what is wrong with settings, hooks and manifest."""
+        """Yield problems with settings, hooks and manifest."""
         yield from self.settings.problems()
         yield from rack_problems(self.settings.rack)
         hooks = HOOKS[2:] if self.settings.release else HOOKS
@@ -1324,12 +1327,12 @@ class Deploy:
         for name in hooks:
             yield from check_hook(name)
         if self.settings.release and os.path.isfile(self.settings.file):
-            return  # without a manifest, this would not be the app's root
+            return  # so this is the app's root
         try:
             self.load_manifest()
         except DeployError as error:
             yield from error.args
-        if "before_build" not in self.hooks:  # which may create what is missing
+        if "before_build" not in self.hooks:  # it may create missing files
             yield from self.build_problems()
 
     def load_manifest(self) -> None:
@@ -1365,12 +1368,12 @@ class Deploy:
                 self.logins.append((ecr, ecr.password()))
 
     def log_in(self) -> None:
-        """Log docker in to one ECR after another. The build may need images from there."""
+        """Log in to one registry at a time. The build may need images from there."""
         for ecr, password in self.logins:
             self.docker.login(ecr, password)
 
     def hook(self, name: str) -> None:
-        """Run a hook as a step. Say so in one line if there is none."""
+        """Run a hook as a step, or print one line if there is none."""
         path = hook_path(name)
         if name not in self.hooks and not os.path.lexists(path):
             return echo(f"{header(name)}: skipped, no {path}", fg="cyan")
@@ -1423,7 +1426,7 @@ class Deploy:
             self.shell.parallel(self.push_to, sorted(repositories))
 
     def push_to(self, repository: str) -> None:
-        """Push the images of a repository, one after another: the first may have to create it."""
+        """Push a repository's images one at a time: the first may have to create it."""
         ecr = Ecr.of(self.shell, repository)
         is_alone = {service.repository for service in self.manifest.services} == {repository}
         for image in self.images:
@@ -1435,7 +1438,7 @@ class Deploy:
                 self.outcome.images.append({**pushed, "services": names})
 
     def release(self) -> None:
-        """Build a release from the manifest alone: the rack pulls the images."""
+        """Build a release. Only the manifest is uploaded: the rack pulls the images."""
         with self.step("release"):
             name, images = os.path.basename(self.settings.file), self.images
             tags = {service.tag_offset: image.tag for image in images for service in image.services}
@@ -1471,7 +1474,7 @@ class Deploy:
 
 
 def deploy(settings: Settings) -> None:
-    """The lifecycle. A step that fails raises DeployError, and nothing after it runs."""
+    """Run the lifecycle. A step that fails raises DeployError, and nothing runs after it."""
     run = Deploy(settings)
     with reporting(run):
         run.preflight()
@@ -1487,7 +1490,7 @@ def deploy(settings: Settings) -> None:
 
 
 def use_running_images_as_cache(run: Deploy) -> None:
-    """Let builds reuse the layers of what is running, and later builds reuse those of ours."""
+    """Let builds reuse layers of the running images, and later builds reuse ours."""
     before, running, why = run.outcome.running_before, dict[str, str](), "it is not known."
     if not run.docker.has_buildkit():
         return warn("Building without the running image as cache: this needs BuildKit.")
@@ -1510,7 +1513,7 @@ def use_running_images_as_cache(run: Deploy) -> None:
 
 
 def introduction(run: Deploy) -> Iterator[str]:
-    """Yield what is deployed where, and from which manifest."""
+    """Yield what is deployed where, and which manifest is used."""
     settings, subject = run.settings, run.commit.title.partition(" ")[2]
     what = f"{settings.app} {settings.release or run.commit.describe}".rstrip()
     what += f' "{subject}"' if subject and not settings.release else ""
@@ -1534,12 +1537,12 @@ def problem_of(check: Callable[[], None]) -> str:
     return ""
 
 
-# --- what came of it ------------------------------------------------------------------
+# --- the outcome ----------------------------------------------------------------------
 
 
 @contextmanager
 def reporting(run: Deploy) -> Iterator[None]:
-    """Turn whatever ends a deploy into a message, a result file and an exit code, and clean up."""
+    """Turn the end of a deploy into clean-up, messages, a result file and an exit code."""
     error: Optional[DeployError] = None
     file = Path(run.settings.result)
     has_file = run.settings.result and not run.settings.dry_run and not result_problem(file)
@@ -1565,9 +1568,9 @@ def reporting(run: Deploy) -> Iterator[None]:
         except (OSError, DeployError) as unwritten:
             code, note = code or FAILED, f"The result was not written: {unwritten}\n{note}"
     if code != BROKEN_PIPE:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # our output is closed
             tell(run, error, note)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python could not flush
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing at exit cannot fail
     sys.exit(code)
 
 
@@ -1575,7 +1578,7 @@ def prepare_streams() -> None:
     streams: list[Any] = [sys.stdin, sys.stdout, sys.stderr]
     if None in streams:
         raise DeployError("Standard input, output or error is closed. Use /dev/null instead.")
-    for stream in streams[1:]:  # let bytes through that are not UTF-8
+    for stream in streams[1:]:  # keep bytes that are not UTF-8
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
@@ -1589,7 +1592,7 @@ def unexpected(error: Exception) -> DeployError:
 
 
 def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
-    """Remove our names from docker. After a promote that went wrong, return what is live."""
+    """Remove our image names from docker. After a failed promote, return what is running."""
     live, outcome = "", run.outcome
     if error and outcome.promote_requested and run.shell.signals < 2:
         with run.shell.last_words(LAST_WORDS_SECONDS):
@@ -1615,7 +1618,7 @@ def what_is_live(run: Deploy) -> str:
 
 
 def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
-    """Print what came of the deploy."""
+    """Print the outcome."""
     settings, outcome, is_real = run.settings, run.outcome, not run.settings.dry_run
     if is_real and run.current_step != "preflight":
         for line in ["", *summary(outcome)]:
@@ -1656,13 +1659,13 @@ def summary(outcome: Outcome) -> Iterator[str]:
 
 
 def state(run: Deploy, error: DeployError) -> str:
-    """Return how a deploy that failed leaves the app."""
+    """Return the state that a failed deploy leaves behind."""
     app, outcome = run.settings.app, run.outcome
     resume = run.settings.resume_command(outcome.release)
     was = f" {app} was running {outcome.running_before} when this deploy started."
     was = was if outcome.running_before else ""
     if run.settings.dry_run or run.current_step == "preflight":
-        return "Nothing was changed."
+        return "Nothing has been changed."
     if outcome.promote_requested:
         return (
             f"The promote of {outcome.release} was requested and may still be in progress.\n"
@@ -1682,7 +1685,7 @@ def state(run: Deploy, error: DeployError) -> str:
 
 
 def result(run: Deploy, error: Optional[DeployError], code: int) -> dict[str, Any]:
-    """Return the content of the result file. docs/reference.md describes it."""
+    """Return the contents of the result file, as described in docs/reference.md."""
     return {
         "tool": "convox-deploy",
         "status": "failed" if error else "succeeded",
@@ -1709,14 +1712,14 @@ def default_manifest() -> str:
 
 
 def minutes(text: Any) -> float:
-    """Read a timeout: 30, 30m, 90s or 1.5h."""
+    """Parse a timeout in minutes: 30, 30m, 90s or 1.5h."""
     if match := re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", str(text)):
         return float(match[1]) * {"s": 1 / 60, "h": 60}.get(match[2], 1)
     raise click.BadParameter(f"{text!r} is not a number of minutes, such as 30, 90s or 1h.")
 
 
 class Command(click.Command):
-    """Removes an earlier result even if the command line cannot be parsed, and explains `--`."""
+    """Removes an earlier result even if the command line is invalid, and explains `--`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         words = args[: [*args, "--"].index("--")]

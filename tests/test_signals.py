@@ -17,7 +17,7 @@ import convox_deploy
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 HANGING = {
-    "docker version": "Nothing was changed.",
+    "docker version": "Nothing has been changed.",
     "before_build": "Nothing was released or promoted.",
     "docker build": "Nothing was released or promoted.",
     "docker push": "Nothing was released or promoted.",
