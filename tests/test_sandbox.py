@@ -47,6 +47,13 @@ def page(sandbox: Any, name: str) -> str:
         return str(response.read().decode().strip())
 
 
+def in_the_app(sandbox: Any, name: str, *command: str) -> str:
+    """Run a command in the app's container and return its output."""
+    ours = ["--filter", f"label=convox.app={name}"]
+    [container] = sandbox.check("docker", "ps", "--quiet", *ours).split()
+    return str(sandbox.check("docker", "exec", container, *command))
+
+
 def require(is_there: bool, what: str) -> None:
     if not is_there:
         (pytest.fail if os.environ.get("REQUIRE_E2E") else pytest.skip)(f"There is no {what} here.")
@@ -94,6 +101,16 @@ def test_an_unchanged_app_is_deployed_again_with_the_same_tag(
     [image] = images(sandbox, "same")
     deploy(sandbox, app)
     assert images(sandbox, "same") == [image]
+
+
+def test_the_running_app_knows_the_commit_it_was_built_from(sandbox: Any, new_app: NewApp) -> None:
+    app = new_app("traceable")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for words in (["init"], ["add", "."], ["commit", "--message", "Sell more"]):
+        subprocess.run([*git, *words], cwd=app, check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=app, check=True, capture_output=True)
+    deploy(sandbox, app)
+    assert f"BUILD_GIT_SHA={head.stdout.decode()}" in in_the_app(sandbox, "traceable", "env")
 
 
 def test_a_hook_runs_a_one_off_command_in_the_release_before_it_goes_live(
@@ -289,13 +306,6 @@ def warm_app(sandbox: Any, new_app: NewApp, name: str) -> Path:
     return app
 
 
-def expensive(sandbox: Any, name: str) -> str:
-    [container] = sandbox.check(
-        "docker", "ps", "--quiet", "--filter", f"label=convox.app={name}"
-    ).split()
-    return str(sandbox.check("docker", "exec", container, "cat", "/expensive"))
-
-
 def test_a_machine_without_images_reuses_the_layers_of_the_running_image(
     sandbox: Any, new_app: NewApp
 ) -> None:
@@ -303,13 +313,13 @@ def test_a_machine_without_images_reuses_the_layers_of_the_running_image(
     app = warm_app(sandbox, new_app, "warm")
     output = deploy(sandbox, app, OPTION, **sandbox.buildkit_env)
     assert "Building web without the running image as cache: it is not known." in output
-    layer = expensive(sandbox, "warm")
+    layer = in_the_app(sandbox, "warm", "cat", "/expensive")
     for version in ("v2", "v3", "v4"):
         sandbox.wipe_engine()
         (app / "www" / "index.html").write_text(f"{version}\n")
         deploy(sandbox, app, OPTION, **sandbox.buildkit_env)
         assert page(sandbox, "warm") == version
-        assert expensive(sandbox, "warm") == layer
+        assert in_the_app(sandbox, "warm", "cat", "/expensive") == layer
 
 
 def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
