@@ -83,7 +83,7 @@ MAX_PARALLEL = 4
 
 
 class DeployError(Exception):
-    """One or several errors that the user can fix. Each says what is wrong and how to fix it."""
+    """One or more errors that the user can fix. Each says what is wrong and how to fix it."""
 
     exit_code = FAILED
 
@@ -103,7 +103,7 @@ def env(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line, or the environment variables that stand for it. Holds no secrets."""
+    """Settings from the command line and the environment. Contains no secrets."""
 
     app: str
     rack: str  # empty if not given, like the others
@@ -139,8 +139,8 @@ class Settings:
         for word in self.docker_build_args[:1]:
             if not word.startswith("-"):
                 yield (
-                    f"Unexpected argument {word!r}. To deploy, use none. To promote a release that"
-                    " is built, use --release. Put docker build arguments after `--`."
+                    f"Unexpected argument {word!r}. Deploying takes no arguments. To promote an"
+                    " existing release, use --release. Put docker build arguments after `--`."
                 )
         if {"--push", "--push=true"} & {*self.docker_build_args}:
             yield "Remove --push from the docker build arguments. The push step pushes the image."
@@ -207,8 +207,8 @@ def local_setting(name: str) -> str:
 def rack_problems(option: str) -> Iterator[str]:
     """Yield where the variables that name a rack are incomplete or contradictory."""
     host, url_host = env("CONVOX_HOST"), rack_url().hostname
-    if env("RACK_URL") and not url_host:
-        yield "RACK_URL must look like https://convox:PASSWORD@HOST."
+    if env("RACK_URL") and not (url_host and rack_url().password):
+        yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
     if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
@@ -230,7 +230,7 @@ def rack_problems(option: str) -> Iterator[str]:
 
 def result_problem(path: Path) -> str:
     """Return why the result cannot be written. It may replace an empty file or our own."""
-    if path.is_symlink() or (path.exists() and not is_our_result(path)):
+    if os.path.lexists(path) and (path.is_symlink() or not is_our_result(path)):
         return f"--result {path} would replace a file that is not a result. Choose another file."
     if not os.access(path.parent, os.W_OK):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
@@ -239,14 +239,14 @@ def result_problem(path: Path) -> str:
 
 def is_our_result(path: Path) -> bool:
     with suppress(OSError, ValueError, LookupError, TypeError):
-        text = path.is_file() and path.read_text()
+        text = os.path.isfile(path) and path.read_text()
         return text == "" or bool(text and json.loads(text)["tool"] == "convox-deploy")
     return False
 
 
 def remove_result(path: Path) -> None:
     """Remove an earlier result, so that it is not mistaken for a new one."""
-    if path.is_file() and not result_problem(path):
+    if os.path.isfile(path) and not result_problem(path):
         path.unlink()
 
 
@@ -377,7 +377,7 @@ class Manifest(NamedTuple):
 
 
 def where_to_look() -> str:
-    """Return a hint where the manifest is."""
+    """Suggest where the manifest is."""
     for directory in (Path.cwd(), *Path.cwd().parents):
         for name in MANIFESTS:
             if (directory / name).is_file():
@@ -578,7 +578,11 @@ class Shell:
         self.started = self.heard = 0.0  # when the step started, and the last output
         self.stopped_by: Optional[int] = None
         self.signals = 0  # received so far
-        self._force = 0  # 1: TERM was sent, 2: KILL was sent, 3: we gave up
+        self._means = [
+            (SIGTERM, GRACE_SECONDS),
+            (SIGKILL, 2),
+            (0, 0),
+        ]  # to stop with; none: give up
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
@@ -648,15 +652,16 @@ class Shell:
             self.stopped_by = signum
         elif signum not in (SIGALRM, SIGINT):
             return
-        self._force += 1
-        for group in list(self._groups):
-            kill_group(group, SIGTERM if self._force == 1 else SIGKILL)
-        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if self._force == 1 else 2)
+        if self._means:
+            means, seconds = self._means.pop(0)
+            for group in list(self._groups):
+                kill_group(group, means)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
         """Allow commands again after a stop, for a limited time."""
-        self.stopped_by, self._force = None, 1
+        self.stopped_by, self._means = None, [(SIGKILL, 2), (0, 0)]
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -727,14 +732,14 @@ class Shell:
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
         for line in command if options["iter_noblock"] else ticks(command):
             now = time.monotonic()
-            if self._force > 2:
+            if not self._means:
                 return
             if line != errno.EWOULDBLOCK:
                 yield line.rstrip("\n")
             elif now - self.heard > patience:
                 self.heard = now
                 with suppress(OSError):
-                    echo(f"Still {doing}, after {(now - self.started) / 60:.0f} min.")
+                    echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
 
     def _await_group(self, group: int) -> str:
         """Wait until a stopped command's children have ended. Return which ones cannot be ended."""
@@ -746,7 +751,7 @@ class Shell:
                 return ""
             except PermissionError:
                 problem = f", which another user runs and we cannot end (process group {group})"
-            if self._force > 2:
+            if not self._means:
                 return problem
             time.sleep(0.05)
 
@@ -997,11 +1002,17 @@ class Docker(NamedTuple):
                 raise
 
     def has_buildkit(self) -> bool:
-        return "--secret" in self.shell.capture("docker", "build", "--help")
+        with suppress(CommandFailed, NotStarted):
+            return "--secret" in self.shell.capture("docker", "build", "--help")
+        return False
 
-    def pull(self, reference: str) -> None:
-        """Pull an image. Docker 20.10 passes on the cache only of layers that it has."""
-        self.shell.stream("docker", "pull", "--quiet", reference)
+    def pull(self, reference: str) -> str:
+        """Pull an image. Only then can Docker 20.10 pass on its cache. Return why that failed."""
+        try:
+            self.shell.stream("docker", "pull", "--quiet", reference)
+        except CommandFailed as failure:
+            return failure.reason
+        return ""
 
     def build(self, image: Image) -> None:
         build = image.build
@@ -1035,7 +1046,7 @@ class Docker(NamedTuple):
             except CommandFailed as failure:
                 if failure.exit_code != FAILED:  # stopped from outside
                     raise
-                if ecr and ecr.create_if_missing(failure):
+                if ecr and failure.status and ecr.create_if_missing(failure):
                     continue
                 passes = TRANSIENT.search(failure.output)
                 if ecr and ecr.exists:  # but ECR is eventually consistent
@@ -1074,10 +1085,10 @@ CONVOX_ADVICE = {  # builds first: their logs may contain the others
     " `-- --platform linux/amd64`.",
     "no such app": "Create the app with `convox apps create`, or check APP_NAME.",
     "could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists the racks.",
-    "dial tcp|no such host|refused|timeout": "Check CONVOX_HOST, and that this machine can reach"
-    " the rack.",
-    "401|[Uu]nable to authenticate|authentication failed|no current rack": "Check CONVOX_HOST and"
-    " CONVOX_PASSWORD, or log in with `convox login`.",
+    "dial tcp|no such host|connection refused|i/o timeout": "Check CONVOX_HOST, and that this"
+    " machine can reach the rack.",
+    r"\b401$|[Uu]nable to authenticate|authentication failed|no current rack": "Check CONVOX_HOST"
+    " and CONVOX_PASSWORD, or log in with `convox login`.",
 }
 
 
@@ -1105,7 +1116,7 @@ class Convox:
             self.options[command] = {*re.findall("--[a-z][a-z-]*", text)}
         if "--app" not in self.options["build"] & self.options["releases promote"]:
             raise DeployError(
-                f"Not Convox's CLI, or one that is too old. Install a newer one{INSTALL['convox']}"
+                f"`convox` is not the Convox CLI, or too old. Install a new one{INSTALL['convox']}"
             )
         if "--rack" not in self.options["build"]:
             self.rack = []  # CONVOX_RACK names it
@@ -1491,25 +1502,20 @@ def deploy(settings: Settings) -> None:
 
 def use_running_images_as_cache(run: Deploy) -> None:
     """Let builds reuse layers of the running images, and later builds reuse ours."""
-    before, running, why = run.outcome.running_before, dict[str, str](), "it is not known."
+    before, running = run.outcome.running_before, dict[str, str]()
+    why = f"{before} has no image for it." if before else "no running release is known."
     if not run.docker.has_buildkit():
         return warn("Building without the running image as cache: this needs BuildKit.")
     try:
-        if before:
-            why, running = f"{before} has no image for it.", run.convox.images_of(before)
+        running = run.convox.images_of(before) if before else {}
     except CommandFailed as failure:
         why = f"{before} cannot be read. {failure.reason}"
     for image in run.images:
-        names = [service.name for service in image.services]
-        source = next((running[name] for name in names if name in running), "")
+        source = next((running[s.name] for s in image.services if s.name in running), "")
         image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1", *option("--cache-from", source)]
-        try:
-            if source:
-                run.docker.pull(source)
-                continue
-        except CommandFailed as failure:
-            why = failure.reason
-        warn(f"Building {names[0]} without the running image as cache: {why}")
+        if reason := run.docker.pull(source) if source else why:
+            name = image.services[0].name
+            warn(f"Building {name} without the running image as cache: {reason}")
 
 
 def introduction(run: Deploy) -> Iterator[str]:
@@ -1610,7 +1616,7 @@ def what_is_live(run: Deploy) -> str:
     try:
         release, status = run.convox.read_app()
     except DeployError:
-        return f"{app} could not be asked what it is running."
+        return f"Could not find out what {app} is running."
     if status != "running":
         return f"{app} is {status} (release {release})."
     outcome.running = release
@@ -1661,6 +1667,7 @@ def summary(outcome: Outcome) -> Iterator[str]:
 def state(run: Deploy, error: DeployError) -> str:
     """Return the state that a failed deploy leaves behind."""
     app, outcome = run.settings.app, run.outcome
+    where = shlex.join(["--app", app, *run.convox.rack])
     resume = run.settings.resume_command(outcome.release)
     was = f" {app} was running {outcome.running_before} when this deploy started."
     was = was if outcome.running_before else ""
@@ -1669,8 +1676,8 @@ def state(run: Deploy, error: DeployError) -> str:
     if outcome.promote_requested:
         return (
             f"The promote of {outcome.release} was requested and may still be in progress.\n"
-            f"  Check:  convox apps info --app {app}\n"
-            f"  Cancel: convox apps cancel --app {app}\n"
+            f"  Check:  convox apps info {where}\n"
+            f"  Cancel: convox apps cancel {where}\n"
             f"  Retry:  {resume}"
         )
     if outcome.release:
@@ -1679,7 +1686,7 @@ def state(run: Deploy, error: DeployError) -> str:
     if run.current_step == "release" and error.exit_code != FAILED:
         return (
             f"Nothing was promoted.{was} The build may still be running on the rack (check `convox"
-            f" builds --app {app}`). Its release does not go live unless someone promotes it."
+            f" builds {where}`). Its release does not go live unless someone promotes it."
         )
     return f"Nothing was released or promoted.{was}"
 
@@ -1704,7 +1711,7 @@ def default_app() -> str:
     """Return the name that the convox CLI would use: the local setting, or the directory's name."""
     with suppress(OSError):
         return local_setting("app") or Path.cwd().name.lower().replace(".", "-")
-    return ""  # the directory does not exist any more
+    return ""  # the directory no longer exists
 
 
 def default_manifest() -> str:

@@ -108,7 +108,8 @@ def test_an_unknown_release_is_not_requested(world: World, how: str) -> None:
     ran = world.deploy(OPTION, *(["--no-verify"] if how == "deploy key" else []))
     assert ran.status == 0, ran.text
     assert (
-        "\nwarning: Building web without the running image as cache: it is not known.\n" in ran.out
+        "\nwarning: Building web without the running image as cache: no running release is known.\n"
+        in ran.out
     )
     assert INLINE in build_of(world) and world.commands(READ_RELEASE) == []
 
@@ -142,3 +143,21 @@ def test_the_environment_of_the_running_release_is_never_shown(
     assert ran.status == 1
     assert SECRET not in ran.text + (world.app / "result.json").read_text()
     assert SECRET not in build_of(world)
+
+
+def test_a_dry_run_without_docker_is_shown_to_the_end(world: World) -> None:
+    (world.bin / "docker").unlink()
+    ran = world.deploy("--dry-run", OPTION)
+    assert ran.status == 2 and "$ convox releases promote" in ran.out
+
+
+def test_a_new_service_does_not_get_the_reason_of_another(world: World) -> None:
+    manifest = "".join(
+        f"  {name}:\n    image: {ECR}/{name}:TAG\n    build: {{context: ., target: {name}}}\n"
+        for name in ("web", "new")
+    )
+    world.write("docker-compose.yml", f"services:\n{manifest}")
+    world.rules["docker pull"] = {"status": 1, "err": "Error: manifest unknown\n"}
+    ran = world.deploy(OPTION)
+    assert "Building web without the running image as cache: Error: manifest unknown\n" in ran.out
+    assert "Building new without the running image as cache: ROLDRELEASE has no image" in ran.out

@@ -188,7 +188,7 @@ MISTAKES: dict[str, Arrange] = {
     "a result that would replace the manifest": settings("--result", "docker-compose.yml"),
     # the rack
     "a rack and a URL": settings(
-        CONVOX_RACK="a", RACK_URL="https://x@y", CONVOX_HOST=None, CONVOX_PASSWORD=None
+        CONVOX_RACK="a", RACK_URL="https://x:password@y", CONVOX_HOST=None, CONVOX_PASSWORD=None
     ),
     "a URL with another host": settings(RACK_URL="https://convox:x@other"),
     "a URL without a host": settings(

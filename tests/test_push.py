@@ -248,6 +248,7 @@ def test_a_push_that_prints_no_digest_is_a_failure(world: World) -> None:
     ran = world.deploy()
     assert ran.status == 1
     assert "It printed no digest: " in ran.err and "was not pushed." in ran.err
+    assert world.commands("aws ecr create-repository") == []
 
 
 def test_an_image_that_the_builder_did_not_load_gets_advice(world: World) -> None:

@@ -160,3 +160,20 @@ def test_a_cli_without_the_rack_option_gets_only_the_variable(world: World) -> N
     assert ran.status == 0, ran.text
     for call in rack_calls(world):
         assert "--rack" not in call.argv and call.env["CONVOX_RACK"] == "production"
+
+
+@pytest.mark.parametrize("password", ["hunter2/x", "hunter2?x", "hunter2#x"])
+def test_a_rack_url_whose_password_is_not_encoded_is_refused_and_not_shown(
+    world: World, password: str
+) -> None:
+    url = f"https://convox:{password}@rack.example.com"
+    ran = world.deploy(env={**LOGIN, "RACK_URL": url})
+    assert ran.status == 2 and "with PASSWORD percent-encoded." in ran.err
+    assert "hunter2" not in ran.text and world.calls == []
+
+
+def test_the_commands_that_are_suggested_name_the_rack(world: World) -> None:
+    world.rules["convox releases promote --app"] = {"status": 1, "err": "ERROR: rollback\n"}
+    ran = world.deploy("--rack", "staging", env=LOGIN)
+    assert "Check:  convox apps info --app shop --rack staging\n" in ran.err
+    assert "Cancel: convox apps cancel --app shop --rack staging\n" in ran.err

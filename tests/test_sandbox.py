@@ -312,7 +312,7 @@ def test_a_machine_without_images_reuses_the_layers_of_the_running_image(
     """Deploy four times: Docker 20.10 may lose a layer's cache record when it reuses the layer."""
     app = warm_app(sandbox, new_app, "warm")
     output = deploy(sandbox, app, OPTION, **sandbox.buildkit_env)
-    assert "Building web without the running image as cache: it is not known." in output
+    assert "Building web without the running image as cache: no running release is known." in output
     layer = in_the_app(sandbox, "warm", "cat", "/expensive")
     for version in ("v2", "v3", "v4"):
         sandbox.wipe_engine()
@@ -333,7 +333,7 @@ def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
     assert "Building without the running image as cache: this needs BuildKit.\n" in output
     env = {**sandbox.buildkit_env, "CONVOX_PASSWORD": "deploy-key"}
     output = deploy(sandbox, app, OPTION, "--no-promote", "--no-verify", **env)
-    assert f"{cold}it is not known.\n" in output
+    assert f"{cold}no running release is known.\n" in output
     manifest = app / "docker-compose.yml"
     manifest.write_text(manifest.read_text().replace(" web:", " site:"))
     output = deploy(sandbox, app, OPTION, "--no-promote", **sandbox.buildkit_env)

@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str | None], str]] = {
     "an invalid URL": (
         [],
         {"RACK_URL": "https://[", "CONVOX_HOST": None},
-        "RACK_URL must look like",
+        "RACK_URL must be",
     ),
 }
 

@@ -97,7 +97,7 @@ def test_a_waiting_deploy_without_a_timeout_prints_heartbeats(world: World) -> N
     world.rules[ASK] = responses(*["updating"] * 4, "running")
     ran = world.deploy("--timeout", "0")
     assert ran.status == 0
-    assert ran.out.count("Still waiting for shop (status: updating), after 0 min.\n") > 1
+    assert ran.out.count("Still waiting for shop (status: updating) (0 min)\n") > 1
 
 
 def test_a_rack_that_stops_responding_fails_the_deploy(world: World) -> None:
@@ -109,7 +109,7 @@ def test_a_rack_that_stops_responding_fails_the_deploy(world: World) -> None:
         "promote failed:\n`convox api get` exited with code 1.\n  ERROR: connection reset by peer\n"
         in ran.err
     )
-    assert "shop could not be asked what it is running." in ran.err
+    assert "Could not find out what shop is running." in ran.err
 
 
 # --- credentials that cannot read the app ---------------------------------------------
@@ -174,9 +174,9 @@ def test_no_verify_still_checks_the_credentials(world: World) -> None:
             {"out": '{"release": "RNEWRELEASE", "status": "updating"}'},
             "shop is updating (release RNEWRELEASE).",
         ),
-        ({"out": "<html>"}, "shop could not be asked what it is running."),
-        ({"status": 1}, "shop could not be asked what it is running."),
-        ({"hang": True}, "shop could not be asked what it is running."),
+        ({"out": "<html>"}, "Could not find out what shop is running."),
+        ({"status": 1}, "Could not find out what shop is running."),
+        ({"hang": True}, "Could not find out what shop is running."),
     ],
 )
 @pytest.mark.parametrize("how", ["failed", "stopped"])
