@@ -280,14 +280,7 @@ REPOSITORY = re.compile(
     """,
     re.VERBOSE,
 )
-BUILD_KEYS = {  # in compose files and convox.yml
-    "context": "context",
-    "path": "context",
-    "dockerfile": "dockerfile",
-    "manifest": "dockerfile",
-    "args": "args",
-    "target": "target",
-}
+BUILD_KEYS = {"path": "context", "manifest": "dockerfile"}  # convox.yml: compose
 
 
 class Build(NamedTuple):
@@ -456,10 +449,11 @@ def read_build(build: Any, dockerfile: Any) -> Build:
     given = build if isinstance(build, dict) else {"context": build}
     read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
     for key, value in given.items():
-        if key not in BUILD_KEYS:
+        field_name = BUILD_KEYS.get(key, key)
+        if field_name not in Build._fields:
             raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
         if value is not None and value != "":
-            read[BUILD_KEYS[key]] = value
+            read[field_name] = value
     args = read.pop("args", [])
     if isinstance(args, dict):
         args = [name if value is None else f"{name}={value}" for name, value in args.items()]
@@ -1393,18 +1387,8 @@ class Deploy:
                 raise DeployError(f"{path} has disappeared since the preflight checks. Restore it.")
             if problems := [*check_hook(name)]:
                 raise DeployError(*problems)
-            variables = {**os.environ, **self.rack.variables, **self.hook_variables(name)}
+            variables = {**os.environ, **self.rack.variables, **hook_variables(self, name)}
             self.shell.run(str(path), _in=0, _env=variables)
-
-    def hook_variables(self, name: str) -> dict[str, str]:
-        variables = {"APP_NAME": self.settings.app, "RACK_NAME": self.rack.name}
-        variables["GIT_HASH"], variables["GIT_BRANCH"] = self.commit.hash, self.commit.branch
-        variables["GIT_DESCRIPTION"] = self.commit.title
-        if name != "before_build":
-            variables.update(image_variables(self.images))
-        if self.outcome.release:
-            variables["RELEASE_ID"] = self.outcome.release
-        return variables
 
     def build(self) -> None:
         with self.step("build"):
@@ -1498,6 +1482,19 @@ def deploy(settings: Settings) -> None:
         if not settings.no_promote:
             run.hook("before_release")
             run.promote()
+
+
+def hook_variables(run: Deploy, name: str) -> dict[str, str]:
+    variables = {
+        "APP_NAME": run.settings.app,
+        "RACK_NAME": run.rack.name,
+        "GIT_HASH": run.commit.hash,
+        "GIT_BRANCH": run.commit.branch,
+        "GIT_DESCRIPTION": run.commit.title,
+    }
+    if name != "before_build":
+        variables.update(image_variables(run.images))
+    return {**variables, **({"RELEASE_ID": run.outcome.release} if run.outcome.release else {})}
 
 
 def use_running_images_as_cache(run: Deploy) -> None:
