@@ -1665,11 +1665,11 @@ def state(run: Deploy, error: DeployError) -> str:
     """Return the state that a failed deploy leaves behind."""
     app, outcome = run.settings.app, run.outcome
     where = shlex.join(["--app", app, *run.convox.rack])
-    resume = run.settings.resume_command(outcome.release)
     was = f" {app} was running {outcome.running_before} when this deploy started."
     was = was if outcome.running_before else ""
     if run.settings.dry_run or run.current_step == "preflight":
         return "Nothing has been changed."
+    resume = run.settings.resume_command(outcome.release)
     if outcome.promote_requested:
         return (
             f"The promote of {outcome.release} was requested and may still be in progress.\n"

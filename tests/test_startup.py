@@ -256,6 +256,7 @@ def test_a_deleted_working_directory_does_not_cause_a_traceback(world: World) ->
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "bug" not in done.stderr
+    assert done.stderr.endswith("\nNothing has been changed.\n")
 
 
 def test_nothing_is_imported_between_fork_and_exec() -> None:
