@@ -206,8 +206,9 @@ def local_setting(name: str) -> str:
 
 def rack_problems(option: str) -> Iterator[str]:
     """Yield where the variables that name a rack are incomplete or contradictory."""
-    host, url_host = env("CONVOX_HOST"), rack_url().hostname
-    if env("RACK_URL") and not (url_host and rack_url().password):
+    host, url = env("CONVOX_HOST"), rack_url()
+    url_host = url.hostname
+    if env("RACK_URL") and not (url_host and url.password):
         yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
@@ -383,21 +384,25 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def parse(text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the keys of each service, and the problems found. Raise yaml.YAMLError."""
+def parse(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the top level of a manifest, and the problems found. Raise yaml.YAMLError."""
     loader = Loader(text)
     loader.problems = []
-    top = mapping(loader.get_single_data())
-    services = mapping(top.get("services", top))  # compose v1 has them at the top
-    return {name: mapping(keys) for name, keys in services.items()}, loader.problems
+    return mapping(loader.get_single_data()), loader.problems
+
+
+def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the keys of each service. Compose v1 has the services at the top level."""
+    services = mapping(top.get("services", top))
+    return {name: mapping(keys) for name, keys in services.items()}
 
 
 def read_services(path: str, text: str) -> list[Service]:
     """Return the services to build. Raise ValueError with all problems, or yaml.YAMLError."""
     services, builds = list[Service](), dict[int, Build]()
-    entries, problems = parse(text)
-    is_convox_yml = "convox" in os.path.basename(path) and bool(re.search("(?m)^services:", text))
-    for name, keys in entries.items():
+    top, problems = parse(text)
+    is_convox_yml = "services" in top and "convox" in os.path.basename(path)
+    for name, keys in services_in(top).items():
         init_image = mapping(keys.get("initContainer")).get("image")
         try:
             services += read_service(name, keys, text, is_convox_yml)
@@ -475,9 +480,8 @@ class Secrets(set[str]):
 
     def learn(self, *secrets: str) -> None:
         lines = [line.strip() for secret in secrets for line in secret.splitlines()]
-        self.update(
-            line for line in lines if len(line) >= 6
-        )  # shorter ones occur in ordinary words
+        # Shorter ones occur in ordinary words.
+        self.update(line for line in lines if len(line) >= 6)
         longest_first = sorted(self, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(any_spelling, longest_first)) or "(?!)")
 
@@ -555,6 +559,9 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
+LAST_MEANS = [(SIGKILL, 2), (0, 0)]  # signals, and seconds until the next; then give up
+
+
 class Shell:
     """Runs commands through sh, each in its own process group.
 
@@ -572,11 +579,7 @@ class Shell:
         self.started = self.heard = 0.0  # when the step started, and the last output
         self.stopped_by: Optional[int] = None
         self.signals = 0  # received so far
-        self._means = [
-            (SIGTERM, GRACE_SECONDS),
-            (SIGKILL, 2),
-            (0, 0),
-        ]  # to stop with; none: give up
+        self._means = [(SIGTERM, GRACE_SECONDS), *LAST_MEANS]
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
@@ -655,7 +658,7 @@ class Shell:
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
         """Allow commands again after a stop, for a limited time."""
-        self.stopped_by, self._means = None, [(SIGKILL, 2), (0, 0)]
+        self.stopped_by, self._means = None, [*LAST_MEANS]
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -1148,8 +1151,9 @@ class Convox:
     def images_of(self, release: str) -> dict[str, str]:
         """Return a release's images by service. Raise CommandFailed if they cannot be read."""
         with suppress(LookupError, TypeError, AttributeError, yaml.YAMLError):
-            services, _ = parse(self.get(f"/apps/{self.app}/releases/{release}")["manifest"])
-            return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
+            top, _ = parse(self.get(f"/apps/{self.app}/releases/{release}")["manifest"])
+            services = services_in(top).items()
+            return {name: str(keys["image"]) for name, keys in services if "image" in keys}
         raise CommandFailed(["convox", "api", "get"], 0, "It printed no manifest.")
 
     def newer_release(self, release: str) -> str:
@@ -1494,7 +1498,9 @@ def hook_variables(run: Deploy, name: str) -> dict[str, str]:
     }
     if name != "before_build":
         variables.update(image_variables(run.images))
-    return {**variables, **({"RELEASE_ID": run.outcome.release} if run.outcome.release else {})}
+    if run.outcome.release:
+        variables["RELEASE_ID"] = run.outcome.release
+    return variables
 
 
 def use_running_images_as_cache(run: Deploy) -> None:

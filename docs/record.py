@@ -62,7 +62,6 @@ def main() -> None:
         "Deploying the sample app twice in the sandbox; this takes about a minute ...", flush=True
     )
     with sandbox_and_app(report=lambda line: None) as (sandbox, app):
-        use_debian_docker(sandbox.env)
         sandbox.check("./convox_deploy.py", cwd=app, env={**sandbox.env, "APP_NAME": "hello"})
         change_app(app, sandbox.env)
         output = deploy_on_a_terminal(app, sandbox.env)
@@ -71,19 +70,10 @@ def main() -> None:
     print(f"Wrote docs/deploy.svg ({len(lines)} lines).")
 
 
-def use_debian_docker(env: dict[str, str]) -> None:
-    """Use the client that matches the sandbox's own engine. A newer one prints warnings."""
-    programs, client = Path(env["PATH"].split(os.pathsep)[0]), Path("/usr/bin/docker")
-    if client.exists():
-        (programs / "docker").symlink_to(client)
-
-
 def deploy_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
     """Deploy the app on a terminal and return its output. Exit if the deploy fails."""
-    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "BUILD_URL")}
-    env.update(
-        APP_NAME="hello", TERM="xterm-256color", TMPDIR="/tmp"
-    )  # the output contains the path of a temporary file
+    env = {name: value for name, value in env.items() if name != "NO_COLOR"}
+    env.update(APP_NAME="hello", TERM="xterm-256color")
     # Run through env, because pexpect would look for ./convox_deploy.py in our own directory.
     how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
     output, status = pexpect.run("env ./convox_deploy.py --quiet", withexitstatus=True, **how)

@@ -29,6 +29,15 @@ def buildkit(world: World) -> None:
     world.rules[READ_RELEASE] = release_with(web=RUNNING, redis="redis:7")
 
 
+def write_manifest(world: World, *names: str) -> None:
+    """Write a manifest of services with a separate build for each."""
+    services = "".join(
+        f"  {name}:\n    image: {ECR}/{name}:TAG\n    build: {{context: ., target: {name}}}\n"
+        for name in names
+    )
+    world.write("docker-compose.yml", f"services:\n{services}")
+
+
 def build_of(world: World) -> str:
     [build] = world.commands("docker build --tag")
     return build
@@ -56,11 +65,7 @@ def test_a_dry_run_shows_the_cache(world: World) -> None:
 
 
 def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
-    manifest = "".join(
-        f"  {name}:\n    image: {ECR}/{name}:TAG\n    build: {{context: ., target: {name}}}\n"
-        for name in ("web", "api", "new")
-    )
-    world.write("docker-compose.yml", f"services:\n{manifest}")
+    write_manifest(world, "web", "api", "new")
     world.rules[READ_RELEASE] = release_with(web=f"{ECR}/web:1", api=f"{ECR}/api:2")
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
@@ -152,11 +157,7 @@ def test_a_dry_run_without_docker_is_shown_to_the_end(world: World) -> None:
 
 
 def test_a_new_service_does_not_get_the_reason_of_another(world: World) -> None:
-    manifest = "".join(
-        f"  {name}:\n    image: {ECR}/{name}:TAG\n    build: {{context: ., target: {name}}}\n"
-        for name in ("web", "new")
-    )
-    world.write("docker-compose.yml", f"services:\n{manifest}")
+    write_manifest(world, "web", "new")
     world.rules["docker pull"] = {"status": 1, "err": "Error: manifest unknown\n"}
     ran = world.deploy(OPTION)
     assert "Building web without the running image as cache: Error: manifest unknown\n" in ran.out

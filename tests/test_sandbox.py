@@ -41,6 +41,19 @@ def deploy(sandbox: Any, app: Path, *args: str, status: int = 0, **env: str) -> 
     return done.stdout
 
 
+def start(app: Path, env: dict[str, str]) -> Any:
+    """Start a deploy whose output is to be read while it is running."""
+    return subprocess.Popen(
+        [sys.executable, TOOL],
+        cwd=app,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def page(sandbox: Any, name: str) -> str:
     url = sandbox.check("convox", "services", "--app", name).split()[-1]
     with urllib.request.urlopen(url, timeout=10) as response:
@@ -140,6 +153,11 @@ def test_a_failed_hook_leaves_the_old_version_live_and_the_release_can_be_resume
     assert page(sandbox, "careful") == "v2"
 
 
+def name_for(builder: Any, name: str) -> str:
+    """Return the name of an app that is deployed with each builder."""
+    return f"{name}-{builder.get('DOCKER_BUILDKIT', '0')}"
+
+
 @pytest.fixture(params=["legacy builder", "BuildKit"])
 def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
     """Return the environment of each builder in turn."""
@@ -147,7 +165,7 @@ def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def test_the_example_hooks_work(sandbox: Any, new_app: NewApp, builder: Any) -> None:
-    name = f"rails-{builder.get('DOCKER_BUILDKIT', '0')}"
+    name = name_for(builder, "rails")
     app = new_app(name)
     shutil.copytree(ROOT / "examples" / "deploy", app / "deploy")
     bundle = app / "bundle"  # responds like a Rails app's bundle
@@ -168,7 +186,7 @@ def test_the_example_hooks_work(sandbox: Any, new_app: NewApp, builder: Any) -> 
 def test_a_build_that_fails_is_shown_in_full_even_if_quiet(
     sandbox: Any, new_app: NewApp, builder: Any
 ) -> None:
-    app = new_app(f"failing-{builder.get('DOCKER_BUILDKIT', '0')}")
+    app = new_app(name_for(builder, "failing"))
     with (app / "Dockerfile").open("a") as dockerfile:
         dockerfile.write("RUN echo the reason is this >&2; exit 9\n")
     output = deploy(sandbox, app, "--quiet", status=1, **builder)
@@ -177,24 +195,15 @@ def test_a_build_that_fails_is_shown_in_full_even_if_quiet(
 
 
 def test_a_signal_during_a_build_ends_it(sandbox: Any, new_app: NewApp, builder: Any) -> None:
-    app = new_app(f"stopped-{builder.get('DOCKER_BUILDKIT', '0')}")
+    app = new_app(name_for(builder, "stopped"))
     with (app / "Dockerfile").open("a") as dockerfile:
         dockerfile.write("RUN echo begun; exec sleep 600.5\n")
-    process = subprocess.Popen(
-        [sys.executable, TOOL],
-        cwd=app,
-        env=builder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout
     output = ""
-    for line in process.stdout:
-        output += line
-        if re.search(r"^(#\d+ [\d.]+ )?begun$", line):
-            process.terminate()
+    with start(app, builder) as process:
+        for line in process.stdout:
+            output += line
+            if re.search(r"^(#\d+ [\d.]+ )?begun$", line):
+                process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM, output
     assert "Stopped by SIGTERM while running `docker build`." in output
     wait_for(lambda: not is_running("sleep\0600.5"), "the end of the build step")
@@ -274,22 +283,14 @@ def test_a_push_without_an_ecr_login_fails(sandbox: Any, new_app: NewApp) -> Non
 def test_a_push_is_retried_until_the_registry_is_back(sandbox: Any, new_app: NewApp) -> None:
     require_ecr(sandbox)
     app = new_app("patient")
-    process = subprocess.Popen(
-        [sys.executable, TOOL],
-        cwd=app,
-        env=sandbox.env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
     output = ""
-    for line in process.stdout:
-        if "] build" in line:
-            sandbox.proxy.stop()
-        if "Retrying in 1 s." in line:
-            sandbox.proxy.start()
-        output += line
+    with start(app, sandbox.env) as process:
+        for line in process.stdout:
+            if "] build" in line:
+                sandbox.proxy.stop()
+            if "Retrying in 1 s." in line:
+                sandbox.proxy.start()
+            output += line
     assert process.wait(120) == 0, output
     assert "warning: `docker push` failed:" in output
     assert page(sandbox, "patient") == "v1"

@@ -216,17 +216,24 @@ class Bench:
     def tool(self, app: Path, *args: str, env: Mapping[str, str] | None = None) -> Run:
         return lambda: self.run([sys.executable, TOOL, *args], app, env)
 
+    def step(
+        self,
+        name: str,
+        app: Path,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        read: bool = False,
+    ) -> float:
+        """Deploy an app and return the seconds that one step took."""
+        self.run([sys.executable, TOOL, "--result", "result.json", *args], app, env, read=read)
+        return float(json.loads((app / "result.json").read_text())["seconds"][name])
+
     def empty_engine(self, app: Path, *args: str) -> Run:
         """Return the build step of a deploy on a new machine, after a change to one file."""
         self.sandbox.wipe_engine()
         self.changed(app)
 
-        def step() -> float:
-            result = ("--result", "result.json")
-            self.run([sys.executable, TOOL, *result, *args], app, self.sandbox.buildkit_env)
-            return float(json.loads((app / "result.json").read_text())["seconds"]["build"])
-
-        return step
+        return lambda: self.step("build", app, *args, env=self.sandbox.buildkit_env)
 
     def floor(self, app: Path, env: Mapping[str, str] | None = None) -> Run:
         contexts = {path.parent.name: path.parent.name for path in app.glob("*/Dockerfile")} or {
@@ -264,13 +271,12 @@ class Bench:
         return lambda: self.run(["deploy/before_build.sh"], app, read=True)
 
     def hook_in_a_deploy(self, app: Path) -> Run:
-        def step() -> float:
-            self.run([sys.executable, TOOL, "--result", "result.json"], app, read=True)
+        def hook() -> float:
+            seconds = self.step("before_build", app, read=True)
             self.peaks.append(int((app / "peak-memory").read_text().split()[1]) / 1024)
-            seconds = json.loads((app / "result.json").read_text())["seconds"]
-            return float(seconds["before_build"])
+            return seconds
 
-        return step
+        return hook
 
 
 def main() -> None:
