@@ -43,7 +43,6 @@ import tempfile
 import threading
 import time
 import traceback
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -51,7 +50,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 try:
@@ -80,6 +79,7 @@ PATIENCE_SECONDS = 120  # for a rack that does not respond after a promote
 LAST_WORDS_SECONDS = 5  # to ask what is running after a failed promote
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
 MAX_PARALLEL = 4
+T = TypeVar("T")
 
 
 class DeployError(Exception):
@@ -162,7 +162,7 @@ class Rack(NamedTuple):
 
     label: str  # shown to the user
     name: str  # value of --rack; may be empty
-    variables: dict[str, str]  # for the convox CLI and the hooks
+    environment: dict[str, str]  # for the convox CLI and the hooks
 
 
 def choose_rack(option: str) -> Rack:
@@ -176,10 +176,10 @@ def choose_rack(option: str) -> Rack:
         password = unquote(url.password or "") or env("CONVOX_PASSWORD")
         url_text = env("RACK_URL") or f"https://convox:{url_quote(password)}@{host}"
         login = {"CONVOX_HOST": host, "CONVOX_PASSWORD": password, "RACK_URL": url_text}
-        return Rack(host, "", login)
-    if name := option or local_setting("rack"):
-        return Rack(name, name, {"CONVOX_RACK": name})
-    return Rack("the convox CLI's current rack", "", {})
+        return Rack(host, "", {**os.environ, **login})
+    name = option or local_setting("rack")
+    variables = {"CONVOX_RACK": name} if name else {}
+    return Rack(name or "the convox CLI's current rack", name, {**os.environ, **variables})
 
 
 def rack_url() -> SplitResult:
@@ -231,18 +231,16 @@ def rack_problems(option: str) -> Iterator[str]:
 
 def result_problem(path: Path) -> str:
     """Return why the result cannot be written. It may replace an empty file or our own."""
-    if os.path.lexists(path) and (path.is_symlink() or not is_our_result(path)):
+    may_replace = not os.path.lexists(path)
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        if path.is_file() and not path.is_symlink():
+            text = path.read_text()
+            may_replace = not text or json.loads(text)["tool"] == "convox-deploy"
+    if not may_replace:
         return f"--result {path} would replace a file that is not a result. Choose another file."
     if not os.access(path.parent, os.W_OK):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
     return ""
-
-
-def is_our_result(path: Path) -> bool:
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        text = os.path.isfile(path) and path.read_text()
-        return text == "" or bool(text and json.loads(text)["tool"] == "convox-deploy")
-    return False
 
 
 def remove_result(path: Path) -> None:
@@ -255,7 +253,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write the result file atomically. Raise OSError or DeployError."""
     if problem := result_problem(path):
         raise DeployError(problem)
-    unfinished = Path(f"{path}.{uuid.uuid4().hex}")
+    unfinished = Path(f"{path}.{os.urandom(8).hex()}")
     try:
         unfinished.write_text(json.dumps(result, indent=2) + "\n")
         unfinished.replace(path)
@@ -309,16 +307,14 @@ class Scalar(str):
 
 
 class Loader(yaml.SafeLoader):
-    """Loads all scalars as written, numbers included, and records duplicate keys."""
-
-    problems: list[str]
+    """Loads all scalars as written, numbers included, and refuses duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                line = key.start_mark.line + 1
-                self.problems.append(f"line {line}: duplicate key {key.value!r}. Remove one.")
+                problem = f"duplicate key {key.value!r}. Remove one."
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(str(key.value))
         return node
 
@@ -344,7 +340,7 @@ class Manifest(NamedTuple):
         """Read a manifest. Raise DeployError."""
         try:
             text = Path(path).read_bytes().decode()  # keep CRLF line endings
-            return cls(text, read_services(path, text))
+            return cls(text, read_services(text))
         except OSError as error:
             problems: Iterable[Any] = [f"{error.strerror}. {where_to_look()}"]
         except RecursionError:
@@ -360,14 +356,9 @@ class Manifest(NamedTuple):
     def with_tags(self, tags: dict[int, str]) -> str:
         """Return the text with TAG replaced at each offset, and nothing else changed."""
         text = self.text
-        for offset in sorted(tags, reverse=True):
-            text = text[:offset] + tags[offset] + text[offset + len("TAG") :]
+        for offset, tag in sorted(tags.items(), reverse=True):
+            text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
-
-    def diff(self, text: str, name: str) -> str:
-        before, after = self.text.splitlines(), text.splitlines()
-        lines = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
-        return "\n".join(lines)
 
 
 def where_to_look() -> str:
@@ -384,38 +375,24 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def parse(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the top level of a manifest, and the problems found. Raise yaml.YAMLError."""
-    loader = Loader(text)
-    loader.problems = []
-    return mapping(loader.get_single_data()), loader.problems
-
-
-def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the keys of each service. Compose v1 has the services at the top level."""
-    services = mapping(top.get("services", top))
+def services_in(text: str) -> dict[str, dict[str, Any]]:
+    """Return the keys of each service in a manifest. Raise yaml.YAMLError."""
+    top = mapping(yaml.load(text, Loader))
+    services = mapping(top.get("services", top))  # compose v1 has them at the top level
     return {name: mapping(keys) for name, keys in services.items()}
 
 
-def read_services(path: str, text: str) -> list[Service]:
+def read_services(text: str) -> list[Service]:
     """Return the services to build. Raise ValueError with all problems, or yaml.YAMLError."""
-    services, builds = list[Service](), dict[int, Build]()
-    top, problems = parse(text)
-    is_convox_yml = "services" in top and "convox" in os.path.basename(path)
-    for name, keys in services_in(top).items():
+    services, problems = list[Service](), list[str]()
+    for name, keys in services_in(text).items():
         init_image = mapping(keys.get("initContainer")).get("image")
         try:
-            services += read_service(name, keys, text, is_convox_yml)
+            services += read_service(name, keys, text)
             if str(init_image).endswith(":TAG"):
-                services += read_service(name, {**keys, "image": init_image}, text, is_convox_yml)
+                services += read_service(name, {**keys, "image": init_image}, text)
         except ValueError as error:
             problems.append(f"service {name}: {error}")
-    for service in services:
-        if builds.setdefault(service.tag_offset, service.build) != service.build:
-            problems.append(
-                f"service {service.name}: shares its `image:` with a service that has different"
-                " build settings. Give it its own image."
-            )
     if not services and not problems:
         problems.append(f"no image ends in :TAG. Set, for example, image: {EXAMPLE_IMAGE}")
     if problems:
@@ -423,46 +400,39 @@ def read_services(path: str, text: str) -> list[Service]:
     return services
 
 
-def read_service(
-    name: str, keys: dict[str, Any], text: str, needs_image: bool
-) -> Iterator[Service]:
+def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service]:
     """Yield the service, or nothing if its image is third-party. Raise ValueError."""
     image: Any = keys.get("image")
-    build = keys.get("build")
-    if image is None and (needs_image or build is not None):
+    if image is None:
         raise ValueError(f"the cluster would build it. Set image: {EXAMPLE_IMAGE}")
     match = ALMOST_TAG.fullmatch(str(image))
     if not match:
-        if image is not None and build is not None:
+        if keys.get("build") is not None:
             raise ValueError(f"{image} is not built. Change its tag to TAG, or remove `build:`.")
         return
     if not str(image).endswith(":TAG"):
         raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
-    if not REPOSITORY.fullmatch(match[1]):
+    offset = text.find(":TAG", image.start, image.end)
+    if offset < 0 or not REPOSITORY.fullmatch(match[1]):
         raise ValueError(
             f"image {image} must have a registry and a repository, in lowercase and without"
-            f" variables, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
+            f" variables or escapes, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
         )
-    offset = text.find(":TAG", image.start, image.end)
-    if offset < 0:
-        raise ValueError(f"write image {image} without YAML escapes.")
-    yield Service(name, match[1], read_build(build, keys.get("dockerfile")), offset + 1)
+    yield Service(name, match[1], read_build(keys.get("build"), keys.get("dockerfile")), offset + 1)
 
 
 def read_build(build: Any, dockerfile: Any) -> Build:
     """Read `build:`, with the keys of compose or convox.yml. Raise ValueError."""
     given = build if isinstance(build, dict) else {"context": build}
-    read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
-    for key, value in given.items():
-        field_name = BUILD_KEYS.get(key, key)
-        if field_name not in Build._fields:
-            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
-        if value is not None and value != "":
-            read[field_name] = value
+    given = {"dockerfile": dockerfile, **given}
+    read = {BUILD_KEYS.get(key, key): value for key, value in given.items() if value}
     args = read.pop("args", [])
     if isinstance(args, dict):
         args = [name if value is None else f"{name}={value}" for name, value in args.items()]
     args = args if isinstance(args, list) else [args]
+    for key in read:
+        if key not in Build._fields:
+            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
     for word in [*read.values(), *args]:
         if not isinstance(word, str) or "$" in word:
             raise ValueError(
@@ -571,15 +541,14 @@ class Shell:
     once they have ended.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.dry_run, self.minutes = settings.dry_run, settings.timeout
-        self.quiet = settings.quiet and not settings.dry_run
+    def __init__(self) -> None:
+        self.dry_run = self.quiet = False
+        self.minutes = 0.0  # timeout of a step
         self.hidden: deque[str] = deque(maxlen=100_000)  # output hidden by --quiet
-        self.waiting_for = ""  # for messages, while several commands wait
+        self.doing = ""  # for messages
         self.started = self.heard = 0.0  # when the step started, and the last output
-        self.stopped_by: Optional[int] = None
-        self.signals = 0  # received so far
-        self._means = [(SIGTERM, GRACE_SECONDS), *LAST_MEANS]
+        self.stopped_by = 0  # the signal
+        self.means = [(SIGTERM, GRACE_SECONDS), *LAST_MEANS]
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
@@ -603,13 +572,11 @@ class Shell:
         self.show(argv)
         if self.dry_run:
             return ""
+        options.update(_iter_noblock=only or True, _err_to_out=not only)
         options["_internal_bufsize"] = 1000  # keep only the last lines of a long log
-        options.update(
-            {"_iter_noblock": only} if only else {"_iter_noblock": True, "_err_to_out": True}
-        )
         return self._run(argv, lambda line: self.say(label + line), **options)
 
-    def parallel(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    def parallel(self, function: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
         """Call a function for each value in parallel. The first failure stops the rest."""
         with ThreadPoolExecutor(MAX_PARALLEL) as pool:
             futures = [pool.submit(function, value) for value in values]
@@ -629,6 +596,7 @@ class Shell:
             self.hidden.append(text)
         else:
             echo(text, **style)
+            self.heard = time.monotonic()
 
     def handle_signals(self) -> None:
         """Let signals stop the deploy, except those that our parent ignores."""
@@ -637,20 +605,16 @@ class Shell:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for signum in (SIGINT, SIGTERM, SIGHUP, SIGALRM):
             if signal.getsignal(signum) != signal.SIG_IGN:
-                signal.signal(signum, self._handle)
+                signal.signal(signum, self.stop)
 
-    def _handle(self, signum: int, _frame: Any) -> None:
-        self.signals += signum != SIGALRM
-        self.stop(signum)
-
-    def stop(self, signum: int) -> None:
+    def stop(self, signum: int, _frame: Any = None) -> None:
         """Stop all commands and start no others. Use more force on a second SIGALRM or Ctrl-C."""
-        if self.stopped_by is None:
+        if not self.stopped_by:
             self.stopped_by = signum
         elif signum not in (SIGALRM, SIGINT):
             return
-        if self._means:
-            means, seconds = self._means.pop(0)
+        if self.means:
+            means, seconds = self.means.pop(0)
             for group in list(self._groups):
                 kill_group(group, means)
             signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -658,43 +622,34 @@ class Shell:
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
         """Allow commands again after a stop, for a limited time."""
-        self.stopped_by, self._means = None, [*LAST_MEANS]
+        self.stopped_by, self.means = 0, [*LAST_MEANS]
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def raise_if_stopped(self, doing: str = "") -> None:
-        if self.stopped_by is not None:
-            doing = doing or self.waiting_for
-            when = f"while {doing}" if doing else "between two commands"
+    def raise_if_stopped(self, when: str = "between two commands") -> None:
+        if self.stopped_by:
             raise Stopped(self.stopped_by, when, self.minutes)
 
     def _run(
-        self,
-        argv: Sequence[str],
-        show: Optional[Callable[[str], None]] = None,
-        **options: Any,
+        self, argv: Sequence[str], show: Callable[[str], None] = lambda line: None, **options: Any
     ) -> str:
         """Run a command to its end and return its stdout. Raise CommandFailed or Stopped."""
-        command, broken = self._start(argv, **options), None
-        doing = self.waiting_for or f"running `{short_name(argv)}`"
-        for line in self._lines(command, doing):
-            try:
-                if show:
-                    show(line)
-                    self.heard = time.monotonic()
-            except OSError as error:  # our own output is closed
-                broken = error
-                self.stop(SIGPIPE)
-        if self.stopped_by is not None:
-            doing += self._await_group(command.pgid)
-        self._groups.discard(command.pgid)
-        if broken:
-            raise broken
-        self.raise_if_stopped(doing)
+        command, doing = self._start(argv, **options), self.doing or f"running `{short_name(argv)}`"
+        try:
+            for line in self._lines(command, doing):
+                show(line)
+        except OSError:  # our own output is closed
+            self.stop(SIGPIPE)
+            raise
+        finally:
+            if self.stopped_by:
+                doing += self._await_group(command.pgid)
+            self._groups.discard(command.pgid)
+        self.raise_if_stopped(f"while {doing}")
         stdout, stderr = (os.fsdecode(stream) for stream in (command.stdout, command.stderr))
         if command.exit_code:
-            output = stderr or (stdout if show or "_err_to_out" in options else "")
+            output = stderr or (stdout if "_err_to_out" in options else "")
             unknown = "See its output above." if "_out" in options else "It gave no reason."
             raise CommandFailed(argv, command.exit_code, SECRETS.hide(output.strip() or unknown))
         return stdout
@@ -711,14 +666,14 @@ class Shell:
                 **{"_env": without_rack_login(), **options},
             )  # fmt: skip
         except (sh.CommandNotFound, sh.ForkException, OSError):
-            where = INSTALL.get(argv[0], ".")
-            raise NotStarted(
-                f"Cannot run {argv[0]}. Install it and add it to the PATH{where}"
-            ) from None
+            fix = "Install it, or add it to the PATH."
+            if "/" in argv[0]:
+                fix = "It must be an executable script."
+            raise NotStarted(f"Cannot run {argv[0]}. {fix}") from None
         # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
         threading.Thread(target=command.wait, daemon=True).start()
         self._groups.add(command.pgid)
-        if self.stopped_by is not None:  # in the meantime
+        if self.stopped_by:  # in the meantime
             kill_group(command.pgid, SIGTERM)
         return command
 
@@ -729,14 +684,13 @@ class Shell:
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
         for line in command if options["iter_noblock"] else ticks(command):
             now = time.monotonic()
-            if not self._means:
+            if not self.means:
                 return
             if line != errno.EWOULDBLOCK:
                 yield line.rstrip("\n")
             elif now - self.heard > patience:
+                echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
                 self.heard = now
-                with suppress(OSError):
-                    echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
 
     def _await_group(self, group: int) -> str:
         """Wait until a stopped command's children have ended. Return which ones cannot be ended."""
@@ -748,9 +702,12 @@ class Shell:
                 return ""
             except PermissionError:
                 problem = f", which another user runs and we cannot end (process group {group})"
-            if not self._means:
+            if not self.means:
                 return problem
             time.sleep(0.05)
+
+
+shell = Shell()
 
 
 def ticks(command: Any) -> Iterator[Any]:
@@ -773,21 +730,14 @@ codecs.register(as_it_came)
 codecs.lookup("as_it_came")  # now, because a child must not import between fork and exec
 
 
-def kill_group(group: int, signum: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signum)
-
-
 def without_rack_login() -> dict[str, str]:
     """Return our environment for programs that don't need the rack's password."""
     return {k: v for k, v in os.environ.items() if k not in ("CONVOX_PASSWORD", "RACK_URL")}
 
 
-INSTALL = {
-    "docker": ": https://docs.docker.com/engine/install/",
-    "aws": ": https://docs.aws.amazon.com/cli/",
-    "convox": ": https://docs.convox.com/installation/cli/",
-}
+def kill_group(group: int, signum: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signum)
 
 
 def short_name(argv: Sequence[str]) -> str:
@@ -825,7 +775,7 @@ class Commit(NamedTuple):
     git_dir: str = ""
 
 
-def read_commit(shell: Shell) -> Commit:
+def read_commit() -> Commit:
     """Return the checked-out commit. Raise CommandFailed or NotStarted."""
 
     def git(*args: str) -> str:
@@ -892,33 +842,31 @@ ECR_HOST = re.compile(
 class Ecr:
     """A repository in ECR, accessed with the aws CLI."""
 
-    shell: Shell
     registry: str
     name: str
     region: str
     account: str
-    was_asked: bool = False
-    exists: bool = False  # according to ECR
+    exists: Optional[bool] = None  # according to ECR, if asked
+    password: str = ""
 
     @classmethod
-    def of(cls, shell: Shell, repository: str) -> Optional["Ecr"]:
+    def of(cls, repository: str) -> Optional["Ecr"]:
         """Return the repository, or None if its registry is not ECR."""
         registry, _, name = repository.partition("/")
         match = ECR_HOST.fullmatch(registry)
-        return match and cls(shell, registry, name, match["region"], match["account"])
+        return match and cls(registry, name, match["region"], match["account"])
 
     @property
     def get_password(self) -> list[str]:
         return ["aws", "ecr", "get-login-password", "--region", self.region]
 
-    def password(self) -> str:
-        """Return the password for docker login, valid for 12 hours."""
+    def read_password(self) -> None:
+        """Get the password for docker login, valid for 12 hours."""
         with advice(AWS_ADVICE):
-            password = self.shell.capture(*self.get_password).strip()
-            if not re.fullmatch("[!-~]+", password):
+            self.password = shell.capture(*self.get_password).strip()
+            if not re.fullmatch("[!-~]+", self.password):
                 raise CommandFailed(self.get_password, 0, "It printed no password.")
-        SECRETS.learn(password)
-        return password
+        SECRETS.learn(self.password)
 
     def create_if_missing(self, failure: CommandFailed) -> bool:
         """Create the repository if a push failed because it is missing. Return whether it was.
@@ -926,14 +874,13 @@ class Ecr:
         docker's messages differ between versions, so ask ECR: once, and only after a failed push,
         because an account may create repositories on push, from a template.
         """
-        if self.was_asked:
+        if self.exists is not None:
             return False
-        self.was_asked = True
         where = ["--region", self.region, "--registry-id", self.account]
         create = ["aws", "ecr", "create-repository", *where, "--repository-name", self.name]
-        self.shell.show(create)
+        shell.show(create)
         try:
-            self.shell.capture(*create)
+            shell.capture(*create)
             self.exists = True
             return True
         except (CommandFailed, NotStarted) as error:
@@ -946,7 +893,7 @@ class Ecr:
 
 
 AWS_ADVICE = {
-    "[Ii]nvalid choice": f"This AWS CLI is older than 1.17.10. Install a newer one{INSTALL['aws']}",
+    "[Ii]nvalid choice": "This AWS CLI is older than 1.17.10. Install a newer one.",
     "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.",
 }
 
@@ -965,18 +912,15 @@ class Image:
 
 
 class Docker(NamedTuple):
-    shell: Shell
-    settings: Settings
+    build_args: Sequence[str]  # the user's
 
     def check(self) -> None:
-        version = ["docker", "version", "--format", "{{.Server.Version}}"]
         with advice({"": "Start Docker and try again."}):
-            if not self.shell.capture(*version).strip():
-                raise CommandFailed(version, 0, "No Docker daemon answered.")
+            shell.capture("docker", "version", "--format", "{{.Server.Version}}")
 
     def build_problems(self, images: Sequence[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
-        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.settings.docker_build_args))
+        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.build_args))
         for build in (image.build for image in images if "://" not in image.build.context):
             dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
             if not os.path.isdir(build.context):
@@ -984,15 +928,15 @@ class Docker(NamedTuple):
             elif not dockerfile.is_file() and not names_file:
                 yield f"{dockerfile} not found. Create it, or name another one under `build:`."
 
-    def login(self, ecr: Ecr, password: str) -> None:
+    def login(self, ecr: Ecr) -> None:
         login = ["docker", "login", "--username", "AWS", "--password-stdin", ecr.registry]
-        self.shell.show(ecr.get_password, login)
+        shell.show(ecr.get_password, login)
         try:
             with advice(
                 {"": "Check that docker can reach the registry, and this machine's clock."}
             ):
-                if not self.settings.dry_run:
-                    self.shell.capture(*login, _in=password)
+                if not shell.dry_run:
+                    shell.capture(*login, _in=ecr.password)
         except CommandFailed as failure:
             # Credential helpers that fetch passwords themselves cannot store any.
             if not re.search("error storing credentials.*not implemented", failure.output):
@@ -1000,25 +944,25 @@ class Docker(NamedTuple):
 
     def has_buildkit(self) -> bool:
         with suppress(CommandFailed, NotStarted):
-            return "--secret" in self.shell.capture("docker", "build", "--help")
+            return "--secret" in shell.capture("docker", "build", "--help")
         return False
 
     def pull(self, reference: str) -> str:
         """Pull an image. Only then can Docker 20.10 pass on its cache. Return why that failed."""
         try:
-            self.shell.stream("docker", "pull", "--quiet", reference)
+            shell.stream("docker", "pull", "--quiet", reference)
         except CommandFailed as failure:
             return failure.reason
         return ""
 
     def build(self, image: Image) -> None:
         build = image.build
-        self.shell.run(
+        shell.run(
             "docker", "build", "--tag", image.local, *image.cache,
             *option("--file", build.dockerfile and os.path.join(build.context, build.dockerfile)),
             *(word for arg in build.args for word in ("--build-arg", arg)),
             *option("--target", build.target),
-            *self.settings.docker_build_args,
+            *self.build_args,
             build.context,
             # By default, the attestations of buildx give each build a new image ID.
             _env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack_login()},
@@ -1028,7 +972,7 @@ class Docker(NamedTuple):
         """Record the image's ID and platform. Raise CommandFailed if docker does not have it."""
         inspect = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}"]
         with advice({"": "If the builder does not load images into docker, add `-- --load`."}):
-            answer = self.shell.capture(*inspect, image.local).strip()
+            answer = shell.capture(*inspect, image.local).strip()
             image.id, _, image.platform = answer.partition(" ")
             if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
                 raise CommandFailed(inspect, 0, "It printed no image ID.")
@@ -1036,7 +980,7 @@ class Docker(NamedTuple):
     def push(self, local: str, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
         """Tag and push an image. Retry on transient errors. Return the digest, if known."""
         pauses = list(PUSH_PAUSES)
-        self.shell.run("docker", "tag", local, reference)
+        shell.run("docker", "tag", local, reference)
         while True:
             try:
                 return self.push_once(reference, label)
@@ -1051,23 +995,23 @@ class Docker(NamedTuple):
                 if not (passes and pauses):
                     raise
                 warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
-            self.shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
+            shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
 
     def push_once(self, reference: str, label: str) -> Optional[str]:
         push = ["docker", "push", reference]
         with advice(PUSH_ADVICE):
-            if sys.stdout.isatty() and not label and not self.shell.quiet:
-                self.shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
+            if sys.stdout.isatty() and not label and not shell.quiet:
+                shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
                 return None
-            digest = PUSHED.search(self.shell.stream(*push, label=label))
-            if not digest and not self.settings.dry_run:
+            digest = PUSHED.search(shell.stream(*push, label=label))
+            if not digest and not shell.dry_run:
                 raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
         return digest and digest[1]
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove image names. The layers stay, as cache for the next build."""
         with suppress(DeployError):
-            self.shell.capture("docker", "image", "rm", "--no-prune", *names)
+            shell.capture("docker", "image", "rm", "--no-prune", *names)
 
 
 # --- convox ---------------------------------------------------------------------------
@@ -1092,16 +1036,15 @@ CONVOX_ADVICE = {  # builds first: their logs may contain the others
 class App(NamedTuple):
     """The state of the app according to the rack."""
 
-    release: str
-    status: str
+    release: str = ""
+    status: str = "unknown"
 
 
 class Convox:
     """The convox CLI, any version since 2016. Its --help shows which options it has."""
 
-    def __init__(self, shell: Shell, app: str, rack: Rack) -> None:
-        self.shell, self.app, self.rack = shell, app, option("--rack", rack.name)
-        self.env = {**os.environ, **rack.variables}
+    def __init__(self, app: str, rack: Rack) -> None:
+        self.app, self.rack, self.env = app, option("--rack", rack.name), rack.environment
         self.options = {
             "build": {"--manifest", "--description", "--id"},
             "releases promote": {"--wait"},
@@ -1109,12 +1052,10 @@ class Convox:
 
     def read_help(self) -> None:
         for command in self.options:
-            text = self.shell.capture("convox", *command.split(), "--help", _err_to_out=True)
+            text = shell.capture("convox", *command.split(), "--help", _err_to_out=True)
             self.options[command] = {*re.findall("--[a-z][a-z-]*", text)}
         if "--app" not in self.options["build"] & self.options["releases promote"]:
-            raise DeployError(
-                f"`convox` is not the Convox CLI, or too old. Install a new one{INSTALL['convox']}"
-            )
+            raise DeployError("`convox` is not the Convox CLI, or too old. Install a new one.")
         if "--rack" not in self.options["build"]:
             self.rack = []  # CONVOX_RACK names it
 
@@ -1130,38 +1071,30 @@ class Convox:
     def ask(self, *words: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
         with advice(CONVOX_ADVICE):
-            return self.shell.capture("convox", *words, _env=self.env)
+            return shell.capture("convox", *words, _env=self.env)
 
-    def get(self, path: str) -> Any:
-        """Return a response of the rack's API. Raise CommandFailed, also if it is not JSON."""
-        question = ["api", "get", *self.rack, path]
-        try:
-            return json.loads(self.ask(*question))
-        except ValueError:
-            raise CommandFailed(["convox", *question], 0, "It printed no JSON.") from None
+    def get(self, path: str, read: Callable[[Any], T]) -> T:
+        """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
+        question = ["api", "get", *self.rack, f"/apps/{self.app}{path}"]
+        with suppress(ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+            return read(json.loads(self.ask(*question)))
+        raise CommandFailed(["convox", *question], 0, "It printed no usable JSON.")
 
     def read_app(self) -> App:
-        """Return the state of the app. Raise CommandFailed."""
-        answer = self.get(f"/apps/{self.app}")
-        try:
-            return App(answer["release"] or "", answer["status"])
-        except (LookupError, TypeError):
-            raise CommandFailed(["convox", "api", "get"], 0, "It printed no status.") from None
+        return self.get("", lambda app: App(app["release"] or "", app["status"]))
 
     def images_of(self, release: str) -> dict[str, str]:
-        """Return a release's images by service. Raise CommandFailed if they cannot be read."""
-        with suppress(LookupError, TypeError, AttributeError, yaml.YAMLError):
-            top, _ = parse(self.get(f"/apps/{self.app}/releases/{release}")["manifest"])
-            services = services_in(top).items()
-            return {name: str(keys["image"]) for name, keys in services if "image" in keys}
-        raise CommandFailed(["convox", "api", "get"], 0, "It printed no manifest.")
+        """Return a release's images by service."""
+        services = self.get(f"/releases/{release}", lambda answer: services_in(answer["manifest"]))
+        return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
 
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
-        with suppress(CommandFailed, LookupError, TypeError, AttributeError):
-            newest = self.get(f"/apps/{self.app}/releases")[0]
-            if newest["id"] != release:
-                return f"{newest['id']} ({newest.get('description') or 'no description'})"
+        with suppress(CommandFailed):
+            newest, about = self.get(
+                "/releases", lambda releases: map(releases[0].get, ("id", "description"))
+            )
+            return f"{newest} ({about or 'no description'})" if newest != release else ""
         return ""
 
     def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
@@ -1175,16 +1108,15 @@ class Convox:
         ]  # fmt: skip
         variables = {**self.env, **({"GIT_DIR": git_dir} if git_dir else {})}  # sets BUILD_GIT_SHA
         with advice(CONVOX_ADVICE):
-            output = self.shell.stream(
-                *build, only="err" if "--id" in known else "", _env=variables
-            )
-            if self.shell.dry_run:
+            only = "err" if "--id" in known else ""
+            output = shell.stream(*build, only=only, _env=variables).strip()
+            if shell.dry_run:
                 return "RELEASE_ID"
-            last_line = ["", *output.strip().splitlines()][-1]
-            release = output.strip() if "--id" in known else last_line.replace("Release: ", "", 1)
-            if not RELEASE_ID.fullmatch(release):
-                raise CommandFailed(build, 0, f"It printed no release ID, but {last_line[:60]!r}.")
-        return release
+            # With --id, it is the whole output. Without, it is the last line.
+            match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID.pattern})\Z", output)
+            if not match:
+                raise CommandFailed(build, 0, f"It printed no release ID, but {output[-60:]!r}.")
+        return match[2]
 
     def promote_command(self, release: str) -> list[str]:
         wait = self.options["releases promote"] & {"--wait"}
@@ -1192,25 +1124,24 @@ class Convox:
 
     def promote(self, release: str) -> None:
         with advice(CONVOX_ADVICE):
-            self.shell.stream(*self.promote_command(release), _env=self.env)
+            shell.stream(*self.promote_command(release), _env=self.env)
 
     def await_running(self, release: str) -> None:
         """Wait until the rack has reported the release as running, twice in a row."""
-        app, before, answered = None, None, time.monotonic()
-        while not app or app != before or app.status != "running":
+        app, before, answered = App(), App(), time.monotonic()
+        while app != before or app.status != "running":
             before, now = app, time.monotonic()
             try:
                 app, answered = self.read_app(), now
             except CommandFailed:
-                app = None
+                app = App()
                 if now - answered > PATIENCE_SECONDS:
                     raise
-            status = app.status if app else "unknown"
-            if status == "failed":
+            if app.status == "failed":
                 raise DeployError(f"The status of {self.app} is failed. See `convox logs`.")
-            if status != "running":
-                self.shell.waiting_for = f"waiting for {self.app} (status: {status})"
-                self.shell.capture("sleep", str(POLL_SECONDS))
+            if app.status != "running":
+                shell.doing = f"waiting for {self.app} (status: {app.status})"
+                shell.capture("sleep", str(POLL_SECONDS))
         if app.release != release:
             raise DeployError(
                 f"The rack accepted the promote, but {self.app} is running"
@@ -1252,14 +1183,6 @@ def check_hook(name: str) -> Iterator[str]:
             yield f"{path} has no shebang line. Add one as the first line, such as #!/bin/sh"
 
 
-def image_variables(images: Sequence[Image]) -> Iterator[tuple[str, str]]:
-    """Yield the variables that name the local images."""
-    yield from [("DOCKER_TAG", image.local) for image in images[:1]]  # the first service's
-    for image in images:
-        for service in image.services:
-            yield "DOCKER_TAG_" + re.sub("[^A-Z0-9]", "_", service.name.upper()), image.local
-
-
 # --- the lifecycle --------------------------------------------------------------------
 
 
@@ -1281,30 +1204,26 @@ class Deploy:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.rack = settings, choose_rack(settings.rack)
-        self.shell = Shell(settings)
-        self.docker = Docker(self.shell, settings)
-        self.convox = Convox(self.shell, settings.app, self.rack)
+        self.docker = Docker(settings.docker_build_args)
+        self.convox = Convox(settings.app, self.rack)
+        self.current_step = "preflight"
         self.commit = Commit()
         self.manifest = Manifest("", [])
         self.images: list[Image] = []
         self.hooks: list[str] = []  # found in preflight
-        self.logins: list[tuple[Ecr, str]] = []  # and their passwords
+        self.registries: dict[str, Ecr] = {}
         self.unreachable: list[str] = []  # problems despite which a dry run continues
         self.outcome = Outcome(release=settings.release)
-
-    @property
-    def current_step(self) -> str:
-        return ["preflight", *self.outcome.seconds][-1]
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Give a step its header, its timeout and its time in the summary."""
-        self.shell.raise_if_stopped()
+        shell.raise_if_stopped()
         echo(header(name), fg="cyan", bold=True)
-        started = self.shell.started = self.shell.heard = time.monotonic()
-        self.outcome.seconds[name] = 0
-        self.shell.hidden.clear()
-        signal.setitimer(signal.ITIMER_REAL, self.settings.timeout * 60)
+        started = shell.started = shell.heard = time.monotonic()
+        self.current_step = name
+        shell.hidden.clear()
+        signal.setitimer(signal.ITIMER_REAL, shell.minutes * 60)
         try:
             yield
         finally:
@@ -1319,8 +1238,8 @@ class Deploy:
             checks = [self.check_git, self.check_convox]
             if not self.settings.release:
                 checks += [self.docker.check, self.get_passwords]
-            self.unreachable = [*filter(None, self.shell.parallel(problem_of, checks))]
-            if self.unreachable and not self.settings.dry_run:
+            self.unreachable = [*filter(None, shell.parallel(problem_of, checks))]
+            if self.unreachable and not shell.dry_run:
                 raise DeployError(*self.unreachable)
             if self.unreachable:
                 echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
@@ -1347,22 +1266,27 @@ class Deploy:
     def load_manifest(self) -> None:
         self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
         for service in self.manifest.services:
-            local = f"{self.settings.app}:deploy-{uuid.uuid4().hex[:8]}"
-            images.setdefault(service.build, Image(service.build, [], local)).services.append(
-                service
-            )
+            local = f"{self.settings.app}:deploy-{os.urandom(4).hex()}"
+            image = images.setdefault(service.build, Image(service.build, [], local))
+            image.services.append(service)
         self.images = [*images.values()]
 
     def build_problems(self) -> Iterator[str]:
-        targets = {(service.repository, service.build) for service in self.manifest.services}
-        if self.settings.tag and len({repository for repository, _ in targets}) < len(targets):
-            yield "IMAGE_TAG would give different images in one repository the same tag. Unset it."
+        builds: dict[Any, Build] = {}
+        for service in self.manifest.services:
+            key = service.repository if self.settings.tag else service.tag_offset
+            if builds.setdefault(key, service.build) != service.build:
+                yield (
+                    f"{self.settings.file}: service {service.name} would get the same image and"
+                    " tag as a service with different build settings. Give it its own `image:`, or"
+                    " unset IMAGE_TAG."
+                )
         yield from self.docker.build_problems(self.images)
 
     def check_git(self) -> None:
         try:
             with advice({"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}):
-                self.commit = read_commit(self.shell)
+                self.commit = read_commit()
         except (CommandFailed, NotStarted):
             if not self.settings.tag and not self.settings.release:
                 raise
@@ -1372,14 +1296,15 @@ class Deploy:
 
     def get_passwords(self) -> None:
         for service in self.manifest.services if not self.settings.skip_ecr_login else []:
-            ecr = Ecr.of(self.shell, service.repository)
-            if ecr and ecr.registry not in {other.registry for other, _ in self.logins}:
-                self.logins.append((ecr, ecr.password()))
+            ecr = Ecr.of(service.repository)
+            if ecr and ecr.registry not in self.registries:
+                ecr.read_password()
+                self.registries[ecr.registry] = ecr
 
     def log_in(self) -> None:
         """Log in to one registry at a time. The build may need images from there."""
-        for ecr, password in self.logins:
-            self.docker.login(ecr, password)
+        for ecr in self.registries.values():
+            self.docker.login(ecr)
 
     def hook(self, name: str) -> None:
         """Run a hook as a step, or print one line if there is none."""
@@ -1387,12 +1312,7 @@ class Deploy:
         if name not in self.hooks and not os.path.lexists(path):
             return echo(f"{header(name)}: skipped, no {path}", fg="cyan")
         with self.step(name):
-            if not os.path.lexists(path):
-                raise DeployError(f"{path} has disappeared since the preflight checks. Restore it.")
-            if problems := [*check_hook(name)]:
-                raise DeployError(*problems)
-            variables = {**os.environ, **self.rack.variables, **hook_variables(self, name)}
-            self.shell.run(str(path), _in=0, _env=variables)
+            shell.run(str(path), _in=0, _env=hook_environment(self, name))
 
     def build(self) -> None:
         with self.step("build"):
@@ -1415,18 +1335,18 @@ class Deploy:
                 )
             describe = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
             for image in self.images:
-                if not self.settings.dry_run:
+                if not shell.dry_run:
                     self.docker.inspect(image)
                     names = ", ".join(service.name for service in image.services)
-                    self.shell.say(f"Image for {names}: {image.platform}")
+                    shell.say(f"Image for {names}: {image.platform}")
                 parts = [describe, image.id.partition(":")[2][:12]]
                 image.tag = self.settings.tag or "-".join(filter(None, parts))
             repositories = {service.repository for service in self.manifest.services}
-            self.shell.parallel(self.push_to, sorted(repositories))
+            shell.parallel(self.push_to, sorted(repositories))
 
     def push_to(self, repository: str) -> None:
         """Push a repository's images one at a time: the first may have to create it."""
-        ecr = Ecr.of(self.shell, repository)
+        ecr = Ecr.of(repository)
         is_alone = {service.repository for service in self.manifest.services} == {repository}
         for image in self.images:
             names = [service.name for service in image.services if service.repository == repository]
@@ -1442,8 +1362,10 @@ class Deploy:
             name, images = os.path.basename(self.settings.file), self.images
             tags = {service.tag_offset: image.tag for image in images for service in image.services}
             text = self.manifest.with_tags(tags)
-            if self.settings.dry_run:
-                self.shell.say(self.manifest.diff(text, name))
+            if shell.dry_run:
+                before, after = self.manifest.text.splitlines(), text.splitlines()
+                diff = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
+                shell.say("\n".join(diff))
             about = f"{self.commit.title or images[0].tag} {run_url()}".strip()
             with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
                 Path(directory, name).write_bytes(text.encode())
@@ -1451,14 +1373,14 @@ class Deploy:
             if release == self.outcome.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
             self.outcome.release = release
-            if not self.settings.dry_run:
+            if not shell.dry_run:
                 echo(f"Built release {release} (not live yet). To resume from here:")
                 echo(f"  {self.settings.resume_command(release)}")
 
     def promote(self) -> None:
         with self.step("promote"):
-            release, settings = self.outcome.release, self.settings
-            if settings.dry_run:
+            release = self.outcome.release
+            if shell.dry_run:
                 return self.convox.promote(release)
             if newer := self.convox.newer_release(release):
                 warn(
@@ -1467,13 +1389,15 @@ class Deploy:
                 )
             self.outcome.promote_requested = True
             self.convox.promote(release)
-            if not settings.no_verify:
+            if not self.settings.no_verify:
                 self.convox.await_running(release)
                 self.outcome.running, self.outcome.verified = release, True
 
 
 def deploy(settings: Settings) -> None:
     """Run the lifecycle. A step that fails raises DeployError, and nothing runs after it."""
+    shell.dry_run, shell.minutes = settings.dry_run, settings.timeout
+    shell.quiet = settings.quiet and not settings.dry_run
     run = Deploy(settings)
     with reporting(run):
         run.preflight()
@@ -1488,19 +1412,25 @@ def deploy(settings: Settings) -> None:
             run.promote()
 
 
-def hook_variables(run: Deploy, name: str) -> dict[str, str]:
-    variables = {
+def hook_environment(run: Deploy, name: str) -> dict[str, str]:
+    environment = {
+        **run.rack.environment,
         "APP_NAME": run.settings.app,
         "RACK_NAME": run.rack.name,
         "GIT_HASH": run.commit.hash,
         "GIT_BRANCH": run.commit.branch,
         "GIT_DESCRIPTION": run.commit.title,
     }
-    if name != "before_build":
-        variables.update(image_variables(run.images))
+    images = [] if name == "before_build" else run.images
+    if images:
+        environment["DOCKER_TAG"] = images[0].local
+    for image in images:
+        for service in image.services:
+            suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
+            environment[f"DOCKER_TAG_{suffix}"] = image.local
     if run.outcome.release:
-        variables["RELEASE_ID"] = run.outcome.release
-    return variables
+        environment["RELEASE_ID"] = run.outcome.release
+    return environment
 
 
 def use_running_images_as_cache(run: Deploy) -> None:
@@ -1554,12 +1484,12 @@ def reporting(run: Deploy) -> Iterator[None]:
     """Turn the end of a deploy into clean-up, messages, a result file and an exit code."""
     error: Optional[DeployError] = None
     file = Path(run.settings.result)
-    has_file = run.settings.result and not run.settings.dry_run and not result_problem(file)
+    has_file = run.settings.result and not shell.dry_run and not result_problem(file)
     try:
         prepare_streams()
-        run.shell.handle_signals()
+        shell.handle_signals()
         yield
-        run.shell.raise_if_stopped()
+        shell.raise_if_stopped()
     except DeployError as caught:
         error = caught
     except OSError as caught:
@@ -1603,13 +1533,13 @@ def unexpected(error: Exception) -> DeployError:
 def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
     """Remove our image names from docker. After a failed promote, return what is running."""
     live, outcome = "", run.outcome
-    if error and outcome.promote_requested and run.shell.signals < 2:
-        with run.shell.last_words(LAST_WORDS_SECONDS):
+    if error and outcome.promote_requested and len(shell.means) >= len(LAST_MEANS):
+        with shell.last_words(LAST_WORDS_SECONDS):
             live = what_is_live(run)
-    if "build" in outcome.seconds and not run.settings.dry_run:
+    if "build" in outcome.seconds and not shell.dry_run:
         names = {f"{s.repository}:{image.tag}" for image in run.images for s in image.services}
         names -= {image["image"] for image in outcome.images}
-        with run.shell.last_words(GRACE_SECONDS):
+        with shell.last_words(GRACE_SECONDS):
             run.docker.remove([*names, *(image.local for image in run.images)])
     return live
 
@@ -1628,12 +1558,12 @@ def what_is_live(run: Deploy) -> str:
 
 def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
     """Print the outcome."""
-    settings, outcome, is_real = run.settings, run.outcome, not run.settings.dry_run
-    if is_real and run.current_step != "preflight":
+    settings, outcome = run.settings, run.outcome
+    if not shell.dry_run and run.current_step != "preflight":
         for line in ["", *summary(outcome)]:
-            run.shell.say(line)
+            shell.say(line)
     if error:
-        for line in run.shell.hidden:
+        for line in shell.hidden:
             echo(line, err=True)
         count = f" ({len(error.args)} problems)" if error.args[1:] else ""
         echo(f"\n{run.current_step} failed{count}:", err=True, fg="red", bold=True)
@@ -1641,7 +1571,7 @@ def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
         return
     if note:
         echo(note, err=True, fg="red")
-    if not is_real:
+    if shell.dry_run:
         echo("\nIMAGE_ID and RELEASE_ID are known once the image and the release are built.")
         but = ", but a deploy would fail (see above)" if run.unreachable else ""
         echo(f"Dry run: nothing was changed{but}.", bold=True)
@@ -1673,7 +1603,7 @@ def state(run: Deploy, error: DeployError) -> str:
     where = shlex.join(["--app", app, *run.convox.rack])
     was = f" {app} was running {outcome.running_before} when this deploy started."
     was = was if outcome.running_before else ""
-    if run.settings.dry_run or run.current_step == "preflight":
+    if shell.dry_run or run.current_step == "preflight":
         return "Nothing has been changed."
     resume = run.settings.resume_command(outcome.release)
     if outcome.promote_requested:

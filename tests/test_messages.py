@@ -233,6 +233,10 @@ MISTAKES: dict[str, Arrange] = {
     "no Dockerfile": without("Dockerfile"),
     "a missing build context": file("docker-compose.yml", f"web: {{image: '{IMAGE}', build: no}}"),
     "one tag for two images": two_images_with_one_tag,
+    "an image shared by alias": file(
+        "docker-compose.yml",
+        f"a:\n  image: &i {IMAGE}\n  build: .\nb:\n  image: *i\n  build: {{context: ., target: b}}\n",
+    ),
     # hooks
     "a hook that is a broken symlink": link("nowhere"),
     "a hook that is a directory": lambda world: (world.app / "deploy" / "after_build.sh").mkdir(
@@ -333,8 +337,7 @@ MANIFESTS = {
     "a build option that is not supported": f"web:\n  image: {IMAGE}\n  build: {{context: ., cache_from: [x]}}\n",
     "a variable in the build": f"web:\n  image: {IMAGE}\n  build: {{context: $DIR}}\n",
     "build arguments that are not strings": f"web:\n  image: {IMAGE}\n  build: {{args: [{{A: 1}}]}}\n",
-    "an image shared by alias": f"a:\n  image: &i {IMAGE}\n  build: one\nb:\n  image: *i\n  build: two\n",
-    "several mistakes": "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n  c: {x: 1, x: 2}\n",
+    "several mistakes": "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n",
 }
 
 
