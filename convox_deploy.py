@@ -513,8 +513,11 @@ class CommandFailed(DeployError):
         return "\n".join(filter(None, lines))
 
 
-class NotStarted(DeployError):
+class NotStarted(CommandFailed):
     """A command that is not installed or not executable."""
+
+    def __str__(self) -> str:
+        return self.output
 
 
 class Stopped(DeployError):
@@ -669,7 +672,7 @@ class Shell:
             fix = "Install it, or add it to the PATH."
             if "/" in argv[0]:
                 fix = "It must be an executable script."
-            raise NotStarted(f"Cannot run {argv[0]}. {fix}") from None
+            raise NotStarted(argv, 0, f"Cannot run {argv[0]}. {fix}") from None
         # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
         threading.Thread(target=command.wait, daemon=True).start()
         self._groups.add(command.pgid)
@@ -883,7 +886,7 @@ class Ecr:
             shell.capture(*create)
             self.exists = True
             return True
-        except (CommandFailed, NotStarted) as error:
+        except CommandFailed as error:
             self.exists = "RepositoryAlreadyExists" in str(error)
             if not self.exists:
                 failure.advice = f"The repository may not exist, and was not created. {error}"
@@ -908,7 +911,7 @@ class Image:
     id: str = "sha256:IMAGE_ID"
     platform: str = ""  # such as linux/amd64
     tag: str = ""
-    cache: Sequence[str] = ()  # options of docker build
+    cache: list[str] = field(default_factory=list)  # options of docker build
 
 
 class Docker(NamedTuple):
@@ -942,18 +945,9 @@ class Docker(NamedTuple):
             if not re.search("error storing credentials.*not implemented", failure.output):
                 raise
 
-    def has_buildkit(self) -> bool:
-        with suppress(CommandFailed, NotStarted):
-            return "--secret" in shell.capture("docker", "build", "--help")
-        return False
-
-    def pull(self, reference: str) -> str:
-        """Pull an image. Only then can Docker 20.10 pass on its cache. Return why that failed."""
-        try:
-            shell.stream("docker", "pull", "--quiet", reference)
-        except CommandFailed as failure:
-            return failure.reason
-        return ""
+    def require_buildkit(self) -> None:
+        if "--secret" not in shell.capture("docker", "build", "--help"):
+            raise CommandFailed(["docker"], 0, "this needs BuildKit.")
 
     def build(self, image: Image) -> None:
         build = image.build
@@ -1083,10 +1077,15 @@ class Convox:
     def read_app(self) -> App:
         return self.get("", lambda app: App(app["release"] or "", app["status"]))
 
-    def images_of(self, release: str) -> dict[str, str]:
-        """Return a release's images by service."""
-        services = self.get(f"/releases/{release}", lambda answer: services_in(answer["manifest"]))
-        return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
+    def image_of(self, services: Iterable[Service], release: str) -> str:
+        """Return the image that one of the services has in a release. Raise CommandFailed."""
+        if not release:
+            raise CommandFailed(["convox"], 0, "no running release is known.")
+        known = self.get(f"/releases/{release}", lambda answer: services_in(answer["manifest"]))
+        for service in services:
+            if image := known.get(service.name, {}).get("image"):
+                return str(image)
+        raise CommandFailed(["convox"], 0, f"{release} has no image for it.")
 
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
@@ -1287,7 +1286,7 @@ class Deploy:
         try:
             with advice({"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}):
                 self.commit = read_commit()
-        except (CommandFailed, NotStarted):
+        except CommandFailed:
             if not self.settings.tag and not self.settings.release:
                 raise
 
@@ -1322,9 +1321,9 @@ class Deploy:
                 self.log_in()
             if problems := [*self.build_problems()]:
                 raise DeployError(*problems)
-            if self.settings.cache_from_running:
-                use_running_images_as_cache(self)
             for image in self.images:
+                if self.settings.cache_from_running:
+                    use_running_image_as_cache(self, image)
                 self.docker.build(image)
 
     def push(self) -> None:
@@ -1433,22 +1432,18 @@ def hook_environment(run: Deploy, name: str) -> dict[str, str]:
     return environment
 
 
-def use_running_images_as_cache(run: Deploy) -> None:
-    """Let builds reuse layers of the running images, and later builds reuse ours."""
-    before, running = run.outcome.running_before, dict[str, str]()
-    why = f"{before} has no image for it." if before else "no running release is known."
-    if not run.docker.has_buildkit():
-        return warn("Building without the running image as cache: this needs BuildKit.")
+def use_running_image_as_cache(run: Deploy, image: Image) -> None:
+    """Let the build reuse layers of the running image, and later builds reuse ours."""
     try:
-        running = run.convox.images_of(before) if before else {}
+        run.docker.require_buildkit()
+        image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
+        source = run.convox.image_of(image.services, run.outcome.running_before)
+        # Docker 20.10 passes on the cache only of images that it has pulled.
+        shell.stream("docker", "pull", "--quiet", source)
+        image.cache += ["--cache-from", source]
     except CommandFailed as failure:
-        why = f"{before} cannot be read. {failure.reason}"
-    for image in run.images:
-        source = next((running[s.name] for s in image.services if s.name in running), "")
-        image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1", *option("--cache-from", source)]
-        if reason := run.docker.pull(source) if source else why:
-            name = image.services[0].name
-            warn(f"Building {name} without the running image as cache: {reason}")
+        name = image.services[0].name
+        warn(f"Building {name} without the running image as cache: {failure.reason}")
 
 
 def introduction(run: Deploy) -> Iterator[str]:

@@ -85,17 +85,17 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
             {"out": '{"manifest": "services:\\n  web:\\n    build: .\\n"}'},
             "ROLDRELEASE has no image",
         ),
-        ({"out": '{"env": "A=b"}'}, "ROLDRELEASE cannot be read. It printed no usable JSON."),
-        ({"out": '{"manifest": null}'}, "ROLDRELEASE cannot be read. It printed no usable JSON."),
+        ({"out": '{"env": "A=b"}'}, "It printed no usable JSON."),
+        ({"out": '{"manifest": null}'}, "It printed no usable JSON."),
         (
             {"out": '{"manifest": "a: [b"}'},
-            "ROLDRELEASE cannot be read. It printed no usable JSON.",
+            "It printed no usable JSON.",
         ),
-        ({"out": "[]"}, "ROLDRELEASE cannot be read. It printed no usable JSON."),
-        ({"out": "<html>"}, "ROLDRELEASE cannot be read. It printed no usable JSON."),
+        ({"out": "[]"}, "It printed no usable JSON."),
+        ({"out": "<html>"}, "It printed no usable JSON."),
         (
             {"status": 1, "err": "ERROR: forbidden\n"},
-            "ROLDRELEASE cannot be read. ERROR: forbidden",
+            "ERROR: forbidden",
         ),
     ],
 )
@@ -127,7 +127,8 @@ def test_the_legacy_builder_gets_no_cache_options(world: World) -> None:
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
     assert (
-        "\nwarning: Building without the running image as cache: this needs BuildKit.\n" in ran.out
+        "\nwarning: Building web without the running image as cache: this needs BuildKit.\n"
+        in ran.out
     )
     assert "CACHE" not in build_of(world) and "--cache-from" not in build_of(world)
 

@@ -331,7 +331,7 @@ def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
     [release] = re.findall("now running (R[A-Z]+)", output)
     cold = "warning: Building web without the running image as cache: "
     output = deploy(sandbox, app, OPTION, "--no-promote")
-    assert "Building without the running image as cache: this needs BuildKit.\n" in output
+    assert "Building web without the running image as cache: this needs BuildKit.\n" in output
     env = {**sandbox.buildkit_env, "CONVOX_PASSWORD": "deploy-key"}
     output = deploy(sandbox, app, OPTION, "--no-promote", "--no-verify", **env)
     assert f"{cold}no running release is known.\n" in output
