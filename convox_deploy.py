@@ -94,15 +94,14 @@ class DeployError(Exception):
 
 # --- settings -------------------------------------------------------------------------
 
-RELEASE_ID = re.compile("R[A-Z]{9,10}")
+RELEASE_ID = "R[A-Z]{9,10}"
 
 
 def env(name: str) -> str:
     return os.environ.get(name, "")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Settings from the command line and the environment. Contains no secrets."""
 
     app: str
@@ -132,7 +131,7 @@ class Settings:
                 f"Invalid image tag {self.tag!r}: use up to 128 letters, digits, dots, dashes and"
                 " underscores, not starting with a dot or dash. Set IMAGE_TAG or --tag, or neither."
             )
-        if self.release and not RELEASE_ID.fullmatch(self.release):
+        if self.release and not re.fullmatch(RELEASE_ID, self.release):
             yield f"{self.release!r} is not a release ID. `convox releases` lists them."
         if self.release and self.no_promote:
             yield "--release and --no-promote cannot be used together."
@@ -271,14 +270,11 @@ MANIFESTS = [
     "compose.yml",
 ]
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
-ALMOST_TAG = re.compile(r"(.+):(\$?TAG|\$\{TAG.*\})\s*", re.IGNORECASE)
-REPOSITORY = re.compile(
-    r"""
+ALMOST_TAG = r"(?i)(.+):(\$?TAG|\$\{TAG.*\})\s*"
+REPOSITORY = r"""(?x)
     (localhost | [A-Za-z0-9-]+ (\.[A-Za-z0-9-]+)+ | [A-Za-z0-9-]+ (?=:)) (:\d+)?  # registry
     (/ [a-z0-9]+ ((\. | _ | __ | -+) [a-z0-9]+)* )+                               # path
-    """,
-    re.VERBOSE,
-)
+"""
 BUILD_KEYS = {"path": "context", "manifest": "dockerfile"}  # convox.yml: compose
 
 
@@ -405,7 +401,7 @@ def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service
     image: Any = keys.get("image")
     if image is None:
         raise ValueError(f"the cluster would build it. Set image: {EXAMPLE_IMAGE}")
-    match = ALMOST_TAG.fullmatch(str(image))
+    match = re.fullmatch(ALMOST_TAG, str(image))
     if not match:
         if keys.get("build") is not None:
             raise ValueError(f"{image} is not built. Change its tag to TAG, or remove `build:`.")
@@ -413,7 +409,7 @@ def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service
     if not str(image).endswith(":TAG"):
         raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
     offset = text.find(":TAG", image.start, image.end)
-    if offset < 0 or not REPOSITORY.fullmatch(match[1]):
+    if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
         raise ValueError(
             f"image {image} must have a registry and a repository, in lowercase and without"
             f" variables or escapes, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
@@ -803,10 +799,8 @@ def run_url() -> str:
 
 # --- docker and ECR -------------------------------------------------------------------
 
-PUSHED = re.compile("digest: (sha256:[0-9a-f]{64}) size: ")
-MISSING = re.compile(
-    r"\bEOF\b|repository .* does not exist|name unknown"
-)  # docker's messages about a missing repository
+PUSHED = "digest: (sha256:[0-9a-f]{64}) size: "
+MISSING = r"\bEOF\b|repository .* does not exist|name unknown"  # a repository, says docker
 PUSH_ADVICE = {
     "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
     " `docker login`, or remove --skip-ecr-login.",
@@ -817,28 +811,22 @@ PUSH_ADVICE = {
     "not authorized|AccessDenied|denied": "This AWS user or role is not allowed to push. Grant it"
     " access (for example with the AmazonEC2ContainerRegistryPowerUser policy), or set AWS_PROFILE"
     " to a profile that has it.",
-    MISSING.pattern: "The repository may not exist. Create it, or correct its name.",
+    MISSING: "The repository may not exist. Create it, or correct its name.",
     "no space left": "The disk is full. `docker system prune` frees space used by docker.",
 }
-TRANSIENT = re.compile(
-    r"""
+TRANSIENT = r"""(?x)
     \bEOF\b | (?i:
     status (\ ?code)? [^\n]* :\ ? (429 | 50[0234]) \b | too\ ?many\ ?requests | rate\ exceeded
     | error\ from\ registry:\ internal | connection\ (reset | refused | timed\ out) | broken\ pipe
     | use\ of\ closed\ network\ connection | (i/o | handshake)\ timeout
     | timeout\ awaiting\ response\ headers | client\ connection\ lost
     | server\ closed\ idle\ connection )
-    """,
-    re.VERBOSE,
-)
-ECR_HOST = re.compile(
-    r"""
+"""
+ECR_HOST = r"""(?x)
     (?P<account>\d{12}) \.dkr[.-]ecr (-fips)? \. (?P<region>[a-z0-9-]+) \.
     (amazonaws\.(com(\.cn)? | eu) | on\.(aws | amazonwebservices\.com\.cn)
      | sc2s\.sgov\.gov | c2s\.ic\.gov | cloud\.adc-e\.uk | csp\.hci\.ic\.gov)
-    """,
-    re.VERBOSE,
-)
+"""
 
 
 @dataclass
@@ -856,7 +844,7 @@ class Ecr:
     def of(cls, repository: str) -> Optional["Ecr"]:
         """Return the repository, or None if its registry is not ECR."""
         registry, _, name = repository.partition("/")
-        match = ECR_HOST.fullmatch(registry)
+        match = re.fullmatch(ECR_HOST, registry)
         return match and cls(registry, name, match["region"], match["account"])
 
     @property
@@ -890,7 +878,7 @@ class Ecr:
             self.exists = "RepositoryAlreadyExists" in str(error)
             if not self.exists:
                 failure.advice = f"The repository may not exist, and was not created. {error}"
-            if "AccessDenied" in str(error) and MISSING.search(failure.output):
+            if "AccessDenied" in str(error) and re.search(MISSING, failure.output):
                 raise failure from None
         return False
 
@@ -983,9 +971,9 @@ class Docker(NamedTuple):
                     raise
                 if ecr and failure.status and ecr.create_if_missing(failure):
                     continue
-                passes = TRANSIENT.search(failure.output)
+                passes = re.search(TRANSIENT, failure.output)
                 if ecr and ecr.exists:  # but ECR is eventually consistent
-                    passes = passes or MISSING.search(failure.output)
+                    passes = passes or re.search(MISSING, failure.output)
                 if not (passes and pauses):
                     raise
                 warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
@@ -997,7 +985,7 @@ class Docker(NamedTuple):
             if sys.stdout.isatty() and not label and not shell.quiet:
                 shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
                 return None
-            digest = PUSHED.search(shell.stream(*push, label=label))
+            digest = re.search(PUSHED, shell.stream(*push, label=label))
             if not digest and not shell.dry_run:
                 raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
         return digest and digest[1]
@@ -1112,7 +1100,7 @@ class Convox:
             if shell.dry_run:
                 return "RELEASE_ID"
             # With --id, it is the whole output. Without, it is the last line.
-            match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID.pattern})\Z", output)
+            match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID})\Z", output)
             if not match:
                 raise CommandFailed(build, 0, f"It printed no release ID, but {output[-60:]!r}.")
         return match[2]
@@ -1151,7 +1139,7 @@ class Convox:
 
 # --- hooks ----------------------------------------------------------------------------
 
-SHEBANG = re.compile(r"#!\s*(\S*/env\s+((-\S+|\w+=\S*)\s+)*)?(?P<program>\S+).*\n?")
+SHEBANG = r"#!\s*(\S*/env\s+((-\S+|\w+=\S*)\s+)*)?(?P<program>\S+).*\n?"
 
 
 def hook_path(name: str) -> Path:
@@ -1173,7 +1161,7 @@ def check_hook(name: str) -> Iterator[str]:
     else:
         with path.open("rb") as script:
             line = os.fsdecode(script.readline(256))
-        shebang = SHEBANG.fullmatch(line)
+        shebang = re.fullmatch(SHEBANG, line)
         if line.startswith("#!") and line.endswith("\r\n"):
             yield f"{path} has Windows (CRLF) line endings. Convert them to LF."
         elif shebang and not shutil.which(shebang["program"]):
