@@ -528,7 +528,7 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
-LAST_MEANS = [(SIGKILL, 2), (0, 0)]  # signals, and seconds until the next; then give up
+LAST_MEANS = [SIGKILL, 0]  # signals to stop commands; 0 gives up
 
 
 class Shell:
@@ -547,7 +547,7 @@ class Shell:
         self.doing = ""  # for messages
         self.started = self.heard = 0.0  # when the step started, and the last output
         self.stopped_by = 0  # the signal
-        self.means = [(SIGTERM, GRACE_SECONDS), *LAST_MEANS]
+        self.means = [SIGTERM, *LAST_MEANS]  # not used yet
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
@@ -613,10 +613,10 @@ class Shell:
         elif signum not in (SIGALRM, SIGINT):
             return
         if self.means:
-            means, seconds = self.means.pop(0)
+            means = self.means.pop(0)
             for group in list(self._groups):
                 kill_group(group, means)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if means == SIGTERM else 2)
 
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
@@ -775,7 +775,7 @@ class Commit(NamedTuple):
 
 
 def read_commit() -> Commit:
-    """Return the checked-out commit. Raise CommandFailed or NotStarted."""
+    """Return the checked-out commit. Raise CommandFailed."""
 
     def git(*args: str) -> str:
         return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
