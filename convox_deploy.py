@@ -7,7 +7,8 @@ the literal tag TAG (image: <registry>/<repository>:TAG), and run
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
 The lifecycle is the function deploy, near the end. Above it, from top to bottom: settings, the
-manifest, running commands, git, docker and ECR, convox, and hooks.
+manifest, running commands, git, docker and ECR, convox, and hooks. Below it: the outcome and the
+command line.
 """
 
 # /// script
@@ -18,6 +19,7 @@ manifest, running commands, git, docker and ECR, convox, and hooks.
 import sys
 
 if (version := sys.version_info) < (3, 9):  # needs Python 3.9 or later
+    # Python 2.7 to 3.7 cannot parse the line above, and show it.
     sys.stderr.write(
         f"convox_deploy.py needs Python 3.9 or later, not {version[0]}.{version[1]}.\n"
     )
@@ -45,7 +47,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,7 +72,10 @@ except ImportError as error:
 __version__ = "0.2.0"
 
 HOOKS = ["before_build", "after_build", "before_release"]
-STEPS = ["preflight", HOOKS[0], "build", HOOKS[1], "push", "release", HOOKS[2], "promote"]
+STEPS = [
+    "preflight", "before_build", "build", "after_build",
+    "push", "release", "before_release", "promote",
+]  # fmt: skip
 FAILED, NOT_STARTED, TIMED_OUT, BROKEN_PIPE = 1, 2, 124, 141  # exit codes; 128 + n after signal n
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL, like docker stop
 PUSH_PAUSES = [1, 5, 15]  # seconds before a push is retried
@@ -118,6 +123,7 @@ class Settings(NamedTuple):
     no_promote: bool
     release: str
     docker_build_args: tuple[str, ...]
+    directory: str  # the project root
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the options, and how to fix it."""
@@ -153,7 +159,7 @@ class Settings(NamedTuple):
             *option("--file", self.file if self.file != default_manifest() else ""),
             *(["--no-verify"] if self.no_verify else []), "--release", release,
         ]  # fmt: skip
-        return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
+        return f"cd {shlex.quote(self.directory)} && {shlex.join(command)}"
 
 
 class Rack(NamedTuple):
@@ -198,8 +204,14 @@ def is_console(host: str) -> bool:
 def local_setting(name: str) -> str:
     """Return one of the convox CLI's local settings, such as .convox/rack. v2 uses .convox2."""
     for directory in (".convox", ".convox2"):
-        with suppress(OSError, ValueError):
-            return Path(directory, name).read_text().strip()
+        path = Path(directory, name)
+        try:
+            if text := path.read_text().strip():
+                return text
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"{path} cannot be read: {error}") from None
     return ""
 
 
@@ -207,18 +219,22 @@ def rack_problems(option: str) -> Iterator[str]:
     """Yield where the variables that name a rack are incomplete or contradictory."""
     host, url = env("CONVOX_HOST"), rack_url()
     url_host = url.hostname
-    if env("RACK_URL") and not (url_host and url.password):
+    if not re.fullmatch("(https?://[^/?#]+:[^/?#]+@[^/?#@]+/?)?", env("RACK_URL")):
         yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
     if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
         yield f"CONVOX_HOST must be a host name like rack.example.com, not {host!r}."
-    if is_console(host) and not (option or url_host or local_setting("rack")):
-        yield f"{host} is the Convox Console, not a rack. Name the rack with --rack or CONVOX_RACK."
+    console = url_host or host
+    if is_console(console) and (url_host or not (option or local_setting("rack"))):
+        yield (
+            f"{console} is the Convox Console, not a rack. Name the rack with --rack or"
+            " CONVOX_RACK."
+        )
     if env("CONVOX_PASSWORD") != env("CONVOX_PASSWORD").strip():
         yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
     for name, other in [("CONVOX_HOST", "CONVOX_PASSWORD"), ("CONVOX_PASSWORD", "CONVOX_HOST")]:
-        similar = difflib.get_close_matches(name, os.environ.keys() - {name, other}, 1, 0.84)
+        similar = difflib.get_close_matches(name, os.environ.keys() - {name}, 1, 0.84)
         if similar and not env(name):
             yield f"{name} is not set, but {similar[0]} is. Rename it to {name}."
         elif env(other) and not (env(name) or option or url_host):
@@ -231,13 +247,13 @@ def rack_problems(option: str) -> Iterator[str]:
 def result_problem(path: Path) -> str:
     """Return why the result cannot be written. It may replace an empty file or our own."""
     may_replace = not os.path.lexists(path)
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         if path.is_file() and not path.is_symlink():
             text = path.read_text()
             may_replace = not text or json.loads(text)["tool"] == "convox-deploy"
     if not may_replace:
         return f"--result {path} would replace a file that is not a result. Choose another file."
-    if not os.access(path.parent, os.W_OK):
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
     return ""
 
@@ -245,14 +261,15 @@ def result_problem(path: Path) -> str:
 def remove_result(path: Path) -> None:
     """Remove an earlier result, so that it is not mistaken for a new one."""
     if os.path.isfile(path) and not result_problem(path):
-        path.unlink()
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write the result file atomically. Raise OSError or DeployError."""
     if problem := result_problem(path):
         raise DeployError(problem)
-    unfinished = Path(f"{path}.{os.urandom(8).hex()}")
+    unfinished = path.with_name(f".result-{os.urandom(8).hex()}")
     try:
         unfinished.write_text(json.dumps(result, indent=2) + "\n")
         unfinished.replace(path)
@@ -320,7 +337,7 @@ class Loader(yaml.SafeLoader):
         return scalar
 
 
-for kind in ("str", "bool", "int", "float", "timestamp"):
+for kind in ("str", "bool", "int", "float", "timestamp", "value"):
     Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.scalar)
 Loader.add_multi_constructor("!", lambda *_: None)  # custom tags, such as !reset
 
@@ -342,9 +359,9 @@ class Manifest(NamedTuple):
         except RecursionError:
             problems = ["nested too deeply."]
         except (yaml.YAMLError, UnicodeError, OverflowError) as error:
-            mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            mark: Any = getattr(error, "problem_mark", None)
             line = f"line {mark.line + 1}: " if mark else ""
-            problems = [f"{line}not valid YAML: {reason or error}"]
+            problems = [f"{line}not valid YAML: {getattr(error, 'problem', error)}"]
         except ValueError as error:
             problems = error.args
         raise DeployError(*(f"{path}: {problem}" for problem in problems))
@@ -355,6 +372,18 @@ class Manifest(NamedTuple):
         for offset, tag in sorted(tags.items(), reverse=True):
             text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
+
+    def conflicts(self, custom_tag: str) -> Iterator[str]:
+        """Yield services that would get the tag of another build."""
+        builds: dict[Any, Build] = {}
+        for service in self.services:
+            key = service.repository if custom_tag else service.tag_offset
+            if builds.setdefault(key, service.build) != service.build:
+                unset = " or unset IMAGE_TAG" if custom_tag else ""
+                yield (
+                    f"service {service.name} would get the same image and tag as a service with"
+                    f" different build settings. Give it its own `image:`{unset}."
+                )
 
 
 def where_to_look() -> str:
@@ -375,7 +404,7 @@ def services_in(text: str) -> dict[str, dict[str, Any]]:
     """Return the keys of each service in a manifest. Raise yaml.YAMLError."""
     top = mapping(yaml.load(text, Loader))
     services = mapping(top.get("services", top))  # compose v1 has them at the top level
-    return {name: mapping(keys) for name, keys in services.items()}
+    return {str(name): mapping(keys) for name, keys in services.items()}
 
 
 def read_services(text: str) -> list[Service]:
@@ -408,7 +437,7 @@ def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service
         return
     if not str(image).endswith(":TAG"):
         raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
-    offset = text.find(":TAG", image.start, image.end)
+    offset = text.rfind(":TAG", image.start, image.end)
     if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
         raise ValueError(
             f"image {image} must have a registry and a repository, in lowercase and without"
@@ -420,15 +449,20 @@ def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service
 def read_build(build: Any, dockerfile: Any) -> Build:
     """Read `build:`, with the keys of compose or convox.yml. Raise ValueError."""
     given = build if isinstance(build, dict) else {"context": build}
-    given = {"dockerfile": dockerfile, **given}
-    read = {BUILD_KEYS.get(key, key): value for key, value in given.items() if value}
+    read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
+    for key, value in given.items():
+        field_name = BUILD_KEYS.get(key, key)
+        if field_name not in Build._fields:
+            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
+        if value is not None and value != "":
+            read[field_name] = value
     args = read.pop("args", [])
     if isinstance(args, dict):
-        args = [name if value is None else f"{name}={value}" for name, value in args.items()]
+        args = [
+            f"{name}={value}" if isinstance(value, str) else value or name
+            for name, value in args.items()
+        ]
     args = args if isinstance(args, list) else [args]
-    for key in read:
-        if key not in Build._fields:
-            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
     for word in [*read.values(), *args]:
         if not isinstance(word, str) or "$" in word:
             raise ValueError(
@@ -498,13 +532,14 @@ class CommandFailed(DeployError):
 
     @property
     def reason(self) -> str:
-        return self.output.strip().splitlines()[-1]
+        return self.output.splitlines()[-1]
 
     def __str__(self) -> str:
         ended = f"exited with code {self.status}." if self.status else "succeeded, but:"
         if self.status < 0:
-            ended = f"was terminated by {signal.Signals(-self.status).name}."
-        output = [f"  {line}" for line in self.output.strip().splitlines()[-5:]]
+            names = {int(number): number.name for number in signal.Signals}
+            ended = f"was terminated by {names.get(-self.status, -self.status)}."
+        output = [f"  {line}" for line in self.output.splitlines()[-5:]]
         lines = [f"`{short_name(self.argv)}` {ended}", *output, self.advice]
         return "\n".join(filter(None, lines))
 
@@ -528,7 +563,7 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
-LAST_MEANS = [SIGKILL, 0]  # signals to stop commands; 0 gives up
+LAST_SIGNALS = [SIGKILL, 0]  # to stop commands, after SIGTERM; 0 gives up
 
 
 class Shell:
@@ -540,14 +575,16 @@ class Shell:
     once they have ended.
     """
 
+    dry_run = quiet = False
+    minutes = 0.0  # timeout of a step
+    started = heard = 0.0  # when the step started, and when it last printed something
+    doing = ""  # for messages, while several commands wait
+    stopped_by = 0  # the signal
+    signals = 0  # received
+
     def __init__(self) -> None:
-        self.dry_run = self.quiet = False
-        self.minutes = 0.0  # timeout of a step
         self.hidden: deque[str] = deque(maxlen=100_000)  # output hidden by --quiet
-        self.doing = ""  # for messages
-        self.started = self.heard = 0.0  # when the step started, and the last output
-        self.stopped_by = 0  # the signal
-        self.means = [SIGTERM, *LAST_MEANS]  # not used yet
+        self.signals_left = [SIGTERM, *LAST_SIGNALS]
         self._groups: set[int] = set()
 
     def capture(self, *argv: str, **options: Any) -> str:
@@ -577,12 +614,22 @@ class Shell:
 
     def parallel(self, function: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
         """Call a function for each value in parallel. The first failure stops the rest."""
+        failures: list[Exception] = []
+
+        def attempt(value: Any) -> T:
+            try:
+                return function(value)
+            except Exception as failure:
+                failures.append(failure)
+                self.stop(SIGTERM)
+                raise
+
         with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-            futures = [pool.submit(function, value) for value in values]
-            for future in as_completed(futures):
-                if future.exception():
-                    self.stop(SIGTERM)
-                future.result()
+            futures = [pool.submit(attempt, value) for value in values]
+            while not all(future.done() for future in futures):
+                time.sleep(0.01)  # a signal does not always wake a thread that waits for another
+        for failure in failures:
+            raise failure
         return [future.result() for future in futures]
 
     def show(self, *pipe: Sequence[str]) -> None:
@@ -608,20 +655,21 @@ class Shell:
 
     def stop(self, signum: int, _frame: Any = None) -> None:
         """Stop all commands and start no others. Use more force on a second SIGALRM or Ctrl-C."""
+        self.signals += signum != SIGALRM
         if not self.stopped_by:
             self.stopped_by = signum
         elif signum not in (SIGALRM, SIGINT):
             return
-        if self.means:
-            means = self.means.pop(0)
+        if self.signals_left:
+            now = self.signals_left.pop(0)
             for group in list(self._groups):
-                kill_group(group, means)
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if means == SIGTERM else 2)
+                kill_group(group, now)
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if now == SIGTERM else 2)
 
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
         """Allow commands again after a stop, for a limited time."""
-        self.stopped_by, self.means = 0, [*LAST_MEANS]
+        self.stopped_by, self.signals_left = 0, [*LAST_SIGNALS]
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -646,22 +694,21 @@ class Shell:
                 doing += self._await_group(command.pgid)
             self._groups.discard(command.pgid)
         self.raise_if_stopped(f"while {doing}")
-        stdout, stderr = (os.fsdecode(stream) for stream in (command.stdout, command.stderr))
+        stdout = os.fsdecode(command.stdout)
         if command.exit_code:
-            output = stderr or (stdout if "_err_to_out" in options else "")
+            output = os.fsdecode(command.stderr) or (stdout if "_err_to_out" in options else "")
             unknown = "See its output above." if "_out" in options else "It gave no reason."
             raise CommandFailed(argv, command.exit_code, SECRETS.hide(output.strip() or unknown))
         return stdout
 
     def _start(self, argv: Sequence[str], **options: Any) -> Any:
         self.raise_if_stopped()
-        program: Any = sh.Command
         if "_out" not in options:
             options["_tty_out"] = False  # keeps programs from drawing progress bars
         try:
-            command = program(argv[0])(
+            command = sh.Command(argv[0])(
                 *argv[1:], _bg=True, _bg_exc=False, _new_session=True,
-                _ok_code=range(-64, 256), _encoding="as_it_came",
+                _ok_code=[*range(-64, 256)], _encoding="as_it_came",
                 **{"_env": without_rack_login(), **options},
             )  # fmt: skip
         except (sh.CommandNotFound, sh.ForkException, OSError):
@@ -683,13 +730,14 @@ class Shell:
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
         for line in command if options["iter_noblock"] else ticks(command):
             now = time.monotonic()
-            if not self.means:
+            if not self.signals_left:
                 return
             if line != errno.EWOULDBLOCK:
                 yield line.rstrip("\n")
             elif now - self.heard > patience:
-                echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
                 self.heard = now
+                with suppress(OSError):
+                    echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
 
     def _await_group(self, group: int) -> str:
         """Wait until a stopped command's children have ended. Return which ones cannot be ended."""
@@ -701,7 +749,7 @@ class Shell:
                 return ""
             except PermissionError:
                 problem = f", which another user runs and we cannot end (process group {group})"
-            if not self.means:
+            if not self.signals_left:
                 return problem
             time.sleep(0.05)
 
@@ -783,8 +831,7 @@ def read_commit() -> Commit:
     if not any((directory / ".git").exists() for directory in (Path.cwd(), *Path.cwd().parents)):
         return Commit()
     sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
-    head = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir")
-    branch, _, git_dir = head.partition(" ")
+    branch, git_dir = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir").split(" ", 1)
     if branch == "HEAD":  # detached, as in CI
         branch = next(filter(None, map(env, BRANCHES)), branch).replace("origin/", "", 1)
     return Commit(sha, branch, git("describe", "--always", "--dirty"), title, git_dir)
@@ -837,7 +884,7 @@ class Ecr:
     name: str
     region: str
     account: str
-    exists: Optional[bool] = None  # according to ECR, if asked
+    refusal: Optional[str] = None  # of ECR to create it; empty if it exists, None if not asked
     password: str = ""
 
     @classmethod
@@ -859,28 +906,19 @@ class Ecr:
                 raise CommandFailed(self.get_password, 0, "It printed no password.")
         SECRETS.learn(self.password)
 
-    def create_if_missing(self, failure: CommandFailed) -> bool:
-        """Create the repository if a push failed because it is missing. Return whether it was.
-
-        docker's messages differ between versions, so ask ECR: once, and only after a failed push,
-        because an account may create repositories on push, from a template.
-        """
-        if self.exists is not None:
-            return False
+    def create(self) -> bool:
+        """Create the repository. Return False if it exists, or if ECR refuses."""
         where = ["--region", self.region, "--registry-id", self.account]
         create = ["aws", "ecr", "create-repository", *where, "--repository-name", self.name]
         shell.show(create)
         try:
             shell.capture(*create)
-            self.exists = True
-            return True
-        except CommandFailed as error:
-            self.exists = "RepositoryAlreadyExists" in str(error)
-            if not self.exists:
-                failure.advice = f"The repository may not exist, and was not created. {error}"
-            if "AccessDenied" in str(error) and re.search(MISSING, failure.output):
-                raise failure from None
-        return False
+            self.refusal = ""
+        except CommandFailed as failure:
+            exists = "RepositoryAlreadyExists" in failure.output
+            self.refusal = "" if exists else str(failure)
+            return False
+        return True
 
 
 AWS_ADVICE = {
@@ -909,7 +947,7 @@ class Docker(NamedTuple):
         with advice({"": "Start Docker and try again."}):
             shell.capture("docker", "version", "--format", "{{.Server.Version}}")
 
-    def build_problems(self, images: Sequence[Image]) -> Iterator[str]:
+    def missing_files(self, images: Sequence[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
         names_file = re.search(r"(^| )(-f|--file)", " ".join(self.build_args))
         for build in (image.build for image in images if "://" not in image.build.context):
@@ -960,21 +998,33 @@ class Docker(NamedTuple):
                 raise CommandFailed(inspect, 0, "It printed no image ID.")
 
     def push(self, local: str, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
-        """Tag and push an image. Retry on transient errors. Return the digest, if known."""
+        """Tag and push an image. Return the digest, if known.
+
+        docker's messages about a missing repository differ between versions, so ask ECR to create
+        it: once, and only after a failed push, because an account may create repositories on push,
+        from a template. Retry on transient errors.
+        """
         pauses = list(PUSH_PAUSES)
         shell.run("docker", "tag", local, reference)
         while True:
             try:
                 return self.push_once(reference, label)
             except CommandFailed as failure:
-                if failure.exit_code != FAILED:  # stopped from outside
+                if failure.exit_code != FAILED or not failure.status:  # stopped, or no digest
                     raise
-                if ecr and failure.status and ecr.create_if_missing(failure):
+                is_missing = re.search(MISSING, failure.output)
+                is_transient = re.search(TRANSIENT, failure.output)
+                if ecr and ecr.refusal is None and ecr.create():
                     continue
-                passes = re.search(TRANSIENT, failure.output)
-                if ecr and ecr.exists:  # but ECR is eventually consistent
-                    passes = passes or re.search(MISSING, failure.output)
-                if not (passes and pauses):
+                if ecr and ecr.refusal:
+                    failure.advice = (
+                        f"The repository may not exist, and was not created. {ecr.refusal}"
+                    )
+                    if is_missing and "AccessDenied" in ecr.refusal:
+                        raise
+                elif ecr:  # but is eventually consistent
+                    is_transient = is_transient or is_missing
+                if not (is_transient and pauses):
                     raise
                 warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
             shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
@@ -1026,7 +1076,8 @@ class Convox:
     """The convox CLI, any version since 2016. Its --help shows which options it has."""
 
     def __init__(self, app: str, rack: Rack) -> None:
-        self.app, self.rack, self.env = app, option("--rack", rack.name), rack.environment
+        self.app, self.env = app, rack.environment
+        self.rack_option = option("--rack", rack.name)
         self.options = {
             "build": {"--manifest", "--description", "--id"},
             "releases promote": {"--wait"},
@@ -1039,13 +1090,13 @@ class Convox:
         if "--app" not in self.options["build"] & self.options["releases promote"]:
             raise DeployError("`convox` is not the Convox CLI, or too old. Install a new one.")
         if "--rack" not in self.options["build"]:
-            self.rack = []  # CONVOX_RACK names it
+            self.rack_option = []  # CONVOX_RACK names it
 
     def check(self, no_verify: bool) -> str:
         """Return the running release. With --no-verify, only check the login."""
         self.read_help()
         if no_verify:
-            self.ask("rack", *self.rack)  # which every login is allowed to run
+            self.ask("rack", *self.rack_option)  # which every login is allowed to run
             return ""
         with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
             return self.read_app().release
@@ -1057,13 +1108,15 @@ class Convox:
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
-        question = ["api", "get", *self.rack, f"/apps/{self.app}{path}"]
-        with suppress(ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        question = ["api", "get", *self.rack_option, f"/apps/{self.app}{path}"]
+        with suppress(
+            ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError
+        ):
             return read(json.loads(self.ask(*question)))
-        raise CommandFailed(["convox", *question], 0, "It printed no usable JSON.")
+        raise CommandFailed(["convox", *question], 0, "It printed no usable answer.")
 
     def read_app(self) -> App:
-        return self.get("", lambda app: App(app["release"] or "", app["status"]))
+        return self.get("", lambda app: App(str(app["release"] or ""), str(app["status"])))
 
     def image_of(self, services: Iterable[Service], release: str) -> str:
         """Return the image that one of the services has in a release. Raise CommandFailed."""
@@ -1081,14 +1134,16 @@ class Convox:
             newest, about = self.get(
                 "/releases", lambda releases: map(releases[0].get, ("id", "description"))
             )
-            return f"{newest} ({about or 'no description'})" if newest != release else ""
+            return (
+                f"{newest} ({about or 'no description'})" if newest not in (None, release) else ""
+            )
         return ""
 
     def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
         """Build a release from the manifest in a directory. Return its ID."""
         known = self.options["build"]
         build = [
-            "convox", "build", "--app", self.app, *self.rack,
+            "convox", "build", "--app", self.app, *self.rack_option,
             *option("--manifest" if "--manifest" in known else "--file", manifest),
             *option("--description", description if "--description" in known else ""),
             *(known & {"--id"}), directory,
@@ -1102,12 +1157,23 @@ class Convox:
             # With --id, it is the whole output. Without, it is the last line.
             match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID})\Z", output)
             if not match:
-                raise CommandFailed(build, 0, f"It printed no release ID, but {output[-60:]!r}.")
+                raise CommandFailed(
+                    build, 0, f"It printed no release ID, but {SECRETS.hide(output)[-60:]!r}."
+                )
         return match[2]
 
     def promote_command(self, release: str) -> list[str]:
         wait = self.options["releases promote"] & {"--wait"}
-        return ["convox", "releases", "promote", "--app", self.app, *self.rack, *wait, release]
+        return [
+            "convox",
+            "releases",
+            "promote",
+            "--app",
+            self.app,
+            *self.rack_option,
+            *wait,
+            release,
+        ]
 
     def promote(self, release: str) -> None:
         with advice(CONVOX_ADVICE):
@@ -1151,14 +1217,13 @@ def check_hook(name: str) -> Iterator[str]:
     path = hook_path(name)
     if not os.path.lexists(path):
         files = {file.name for file in path.parent.glob("*") if file.suffix in ("", ".sh")}
-        files -= {hook_path(hook).name for hook in HOOKS}
         for similar in difflib.get_close_matches(path.name, files, 1, 0.85):
             yield f"{path.parent / similar} is never run. Rename it to {path} to make it a hook."
     elif not path.is_file():
         yield f"{path} is a directory or a broken symlink. Replace it with a script, or remove it."
     elif not os.access(path, os.X_OK):
         yield f"{path} is not executable. Run: chmod +x {path}"
-    else:
+    elif os.access(path, os.R_OK):
         with path.open("rb") as script:
             line = os.fsdecode(script.readline(256))
         shebang = re.fullmatch(SHEBANG, line)
@@ -1218,7 +1283,7 @@ class Deploy:
             self.outcome.seconds[name] = round(time.monotonic() - started, 3)
 
     def preflight(self) -> None:
-        """Run every check that changes nothing."""
+        """Check everything that can be checked ahead, and log in to the registries."""
         with self.step("preflight"):
             if problems := [*self.local_problems()]:
                 raise DeployError(*problems)
@@ -1230,7 +1295,7 @@ class Deploy:
                 raise DeployError(*self.unreachable)
             if self.unreachable:
                 echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
-            echo("\n".join(introduction(self)), bold=True)
+            echo(introduction(self), bold=True)
             self.log_in()
 
     def local_problems(self) -> Iterator[str]:
@@ -1241,14 +1306,17 @@ class Deploy:
         self.hooks = [name for name in hooks if os.path.lexists(hook_path(name))]
         for name in hooks:
             yield from check_hook(name)
+        if os.path.isdir("deploy") and not os.access("deploy", os.R_OK | os.X_OK):
+            yield "The directory deploy is not readable. Run: chmod +rx deploy"
         if self.settings.release and os.path.isfile(self.settings.file):
             return  # so this is the app's root
         try:
             self.load_manifest()
         except DeployError as error:
             yield from error.args
+        yield from self.manifest.conflicts(self.settings.tag)
         if "before_build" not in self.hooks:  # it may create missing files
-            yield from self.build_problems()
+            yield from self.docker.missing_files(self.images)
 
     def load_manifest(self) -> None:
         self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
@@ -1257,18 +1325,6 @@ class Deploy:
             image = images.setdefault(service.build, Image(service.build, [], local))
             image.services.append(service)
         self.images = [*images.values()]
-
-    def build_problems(self) -> Iterator[str]:
-        builds: dict[Any, Build] = {}
-        for service in self.manifest.services:
-            key = service.repository if self.settings.tag else service.tag_offset
-            if builds.setdefault(key, service.build) != service.build:
-                yield (
-                    f"{self.settings.file}: service {service.name} would get the same image and"
-                    " tag as a service with different build settings. Give it its own `image:`, or"
-                    " unset IMAGE_TAG."
-                )
-        yield from self.docker.build_problems(self.images)
 
     def check_git(self) -> None:
         try:
@@ -1299,6 +1355,8 @@ class Deploy:
         if name not in self.hooks and not os.path.lexists(path):
             return echo(f"{header(name)}: skipped, no {path}", fg="cyan")
         with self.step(name):
+            if problems := [*check_hook(name)]:
+                raise DeployError(*problems)
             shell.run(str(path), _in=0, _env=hook_environment(self, name))
 
     def build(self) -> None:
@@ -1307,7 +1365,8 @@ class Deploy:
                 self.load_manifest()
                 self.get_passwords()
                 self.log_in()
-            if problems := [*self.build_problems()]:
+            conflicts = self.manifest.conflicts(self.settings.tag)
+            if problems := [*conflicts, *self.docker.missing_files(self.images)]:
                 raise DeployError(*problems)
             for image in self.images:
                 if self.settings.cache_from_running:
@@ -1340,8 +1399,14 @@ class Deploy:
             if names:
                 reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
                 digest = self.docker.push(image.local, reference, ecr, label)
-                pushed = {"image": reference, "digest": digest, "platform": image.platform}
-                self.outcome.images.append({**pushed, "services": names})
+                self.outcome.images.append(
+                    {
+                        "image": reference,
+                        "digest": digest,
+                        "platform": image.platform,
+                        "services": names,
+                    }
+                )
 
     def release(self) -> None:
         """Build a release. Only the manifest is uploaded: the rack pulls the images."""
@@ -1434,15 +1499,16 @@ def use_running_image_as_cache(run: Deploy, image: Image) -> None:
         warn(f"Building {name} without the running image as cache: {failure.reason}")
 
 
-def introduction(run: Deploy) -> Iterator[str]:
-    """Yield what is deployed where, and which manifest is used."""
+def introduction(run: Deploy) -> str:
+    """Return what is deployed where, and which manifest is used."""
     settings, subject = run.settings, run.commit.title.partition(" ")[2]
     what = f"{settings.app} {settings.release or run.commit.describe}".rstrip()
     what += f' "{subject}"' if subject and not settings.release else ""
     running = run.outcome.running_before and f" (running: {run.outcome.running_before})"
-    yield f"Deploying {what} to {run.rack.label}{running}"
-    others = [name for name in MANIFESTS if name != settings.file and os.path.exists(name)]
-    yield ", not ".join([f"Manifest: {settings.file}", *others])
+    there = filter(os.path.exists, MANIFESTS)
+    others = [name for name in there if not os.path.samefile(name, settings.file)]
+    manifests = ", not ".join([settings.file, *others])
+    return f"Deploying {what} to {run.rack.label}{running}\nManifest: {manifests}"
 
 
 def header(step: str) -> str:
@@ -1473,14 +1539,8 @@ def reporting(run: Deploy) -> Iterator[None]:
         shell.handle_signals()
         yield
         shell.raise_if_stopped()
-    except DeployError as caught:
-        error = caught
-    except OSError as caught:
-        what = f"{caught.filename or 'Cannot write'}: {caught.strerror or caught}"
-        error = DeployError(f"{what.rstrip('.')}. Free some disk space, or set TMPDIR.")
-        error.exit_code = BROKEN_PIPE if isinstance(caught, BrokenPipeError) else FAILED
     except Exception as caught:
-        error = unexpected(caught)
+        error = explained(caught)
     code, note = error.exit_code if error else 0, clean_up(run, error)
     if run.unreachable or (run.current_step == "preflight" and code == FAILED):
         code = NOT_STARTED
@@ -1492,7 +1552,10 @@ def reporting(run: Deploy) -> Iterator[None]:
     if code != BROKEN_PIPE:
         with suppress(OSError):  # our output is closed
             tell(run, error, note)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing at exit cannot fail
+    # From now on, neither a signal nor closed output changes the exit code.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [SIGINT, SIGTERM, SIGHUP, SIGALRM])
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     sys.exit(code)
 
 
@@ -1504,7 +1567,17 @@ def prepare_streams() -> None:
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
-def unexpected(error: Exception) -> DeployError:
+def explained(error: Exception) -> DeployError:
+    """Return the error, or one that says what to do about it."""
+    if isinstance(error, DeployError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        closed = DeployError("Standard output was closed.")
+        closed.exit_code = BROKEN_PIPE
+        return closed
+    if isinstance(error, OSError):
+        what = f"{error.filename or 'Cannot write'}: {error.strerror or error}"
+        return DeployError(f"{what.rstrip('.')}. Free some disk space, or set TMPDIR.")
     if env("DEPLOY_DEBUG"):
         traceback.print_exc()
     return DeployError(
@@ -1516,7 +1589,7 @@ def unexpected(error: Exception) -> DeployError:
 def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
     """Remove our image names from docker. After a failed promote, return what is running."""
     live, outcome = "", run.outcome
-    if error and outcome.promote_requested and len(shell.means) >= len(LAST_MEANS):
+    if error and outcome.promote_requested and shell.signals < 2:
         with shell.last_words(LAST_WORDS_SECONDS):
             live = what_is_live(run)
     if "build" in outcome.seconds and not shell.dry_run:
@@ -1566,7 +1639,7 @@ def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
         echo(done, fg="yellow")
     else:
         echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
-        if outcome.running_before:
+        if outcome.running_before not in ("", outcome.release):
             back = run.convox.promote_command(outcome.running_before)
             echo(f"To roll back: {shlex.join(back)}")
 
@@ -1583,9 +1656,9 @@ def summary(outcome: Outcome) -> Iterator[str]:
 def state(run: Deploy, error: DeployError) -> str:
     """Return the state that a failed deploy leaves behind."""
     app, outcome = run.settings.app, run.outcome
-    where = shlex.join(["--app", app, *run.convox.rack])
-    was = f" {app} was running {outcome.running_before} when this deploy started."
-    was = was if outcome.running_before else ""
+    where = shlex.join(["--app", app, *run.convox.rack_option])
+    before = outcome.running_before
+    was = before and f" {app} was running {before} when this deploy started."
     if shell.dry_run or run.current_step == "preflight":
         return "Nothing has been changed."
     resume = run.settings.resume_command(outcome.release)
@@ -1625,9 +1698,13 @@ def result(run: Deploy, error: Optional[DeployError], code: int) -> dict[str, An
 
 def default_app() -> str:
     """Return the name that the convox CLI would use: the local setting, or the directory's name."""
+    return local_setting("app") or Path(working_directory()).name.lower().replace(".", "-")
+
+
+def working_directory() -> str:
     with suppress(OSError):
-        return local_setting("app") or Path.cwd().name.lower().replace(".", "-")
-    return ""  # the directory no longer exists
+        return os.getcwd()
+    return ""  # it no longer exists
 
 
 def default_manifest() -> str:
@@ -1737,7 +1814,7 @@ def main(**options: Any) -> None:
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    deploy(Settings(**options))
+    deploy(Settings(**options, directory=working_directory()))
 
 
 if __name__ == "__main__":

@@ -317,3 +317,10 @@ def resident_kilobytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1])
     return 0
+
+
+def test_a_command_that_is_terminated_by_a_realtime_signal_is_reported(world: World) -> None:
+    world.rules["docker build --tag"] = {"signal": int(signal.SIGRTMIN) + 5}
+    ran = world.deploy()
+    assert ran.status == FAILED and "`docker build` was terminated by " in ran.err
+    assert "Traceback" not in ran.text and "bug" not in ran.text

@@ -32,7 +32,7 @@ def test_a_hook_created_by_another_hook_is_run_or_reported(world: World) -> None
     (world.app / "deploy" / "after_build.sh").unlink()
     world.write("after.sh", "echo the second hook\n", 0o755)
     ran = world.deploy()
-    assert ran.status == 1 and "It must be an executable script." in ran.err
+    assert ran.status == 1 and "deploy/after_build.sh has no shebang line." in ran.err
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,22 @@ def test_hooks_that_do_not_edit_the_manifest_cause_no_second_login(world: World)
     world.add_hooks()
     assert world.deploy().status == 0
     assert len(world.commands("docker login")) == 1
+
+
+def test_a_hook_that_deletes_the_project_root_does_not_hide_its_failure(world: World) -> None:
+    world.write("deploy/before_build.sh", '#!/bin/sh\n/bin/rm -rf "$PWD"\nexit 7\n', 0o755)
+    ran = world.deploy()
+    assert ran.status == 1
+    assert "`deploy/before_build.sh` exited with code 7." in ran.err
+    assert "Nothing was released or promoted." in ran.err
+
+
+def test_services_that_share_an_image_by_alias_are_reported_before_any_hook(world: World) -> None:
+    image = f"{ECR}/shop:TAG"
+    world.write(
+        "docker-compose.yml", f"a: {{image: &i {image}}}\nb: {{image: *i, build: {{target: b}}}}\n"
+    )
+    world.add_hooks("before_build")
+    ran = world.deploy()
+    assert ran.status == 2 and "service b would get the same image and tag" in ran.err
+    assert world.commands("before_build") == []

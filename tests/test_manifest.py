@@ -195,3 +195,35 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
 def test_keys_that_override_merged_ones_are_not_duplicates(tmp_path: Path) -> None:
     text = f"x: {{y: &b2 {{<<: &b1 {{image: 'a:1', z: 1}}, image: {IMAGE}}}}}\nservices:\n  web: {{<<: *b2, z: 2}}\n"
     assert [service.name for service in read(tmp_path, text).services] == ["web"]
+
+
+@pytest.mark.parametrize(
+    "build", ["{cache_from: []}", "{network: ''}", "{context: []}", "{context: {}}", "[]", "{}"]
+)
+def test_an_empty_build_key_is_not_ignored(tmp_path: Path, build: str) -> None:
+    text = f"web:\n  image: {IMAGE}\n  build: {build}\n"
+    if build == "{}":
+        assert read(tmp_path, text).services[0].build == Build()
+    else:
+        assert "service web: " in problem_of(tmp_path, text)
+
+
+def test_an_empty_dockerfile_does_not_hide_the_one_of_compose_v1(tmp_path: Path) -> None:
+    text = f"web:\n  image: {IMAGE}\n  dockerfile: X\n  build: {{context: ., dockerfile: }}\n"
+    assert read(tmp_path, text).services[0].build.dockerfile == "X"
+
+
+@pytest.mark.parametrize("value", ["[x]", "{B: c}"])
+def test_a_build_argument_that_is_not_a_string_is_an_error(tmp_path: Path, value: str) -> None:
+    text = f"web:\n  image: {IMAGE}\n  build: {{args: {{A: {value}}}}}\n"
+    assert "`build:` contains" in problem_of(tmp_path, text)
+
+
+def test_a_comment_within_the_image_is_not_the_tag(tmp_path: Path) -> None:
+    text = "web:\n  image: &i # was :TAG\n    r.io/shop:TAG\n"
+    assert tagged(read(tmp_path, text)) == text.replace("shop:TAG", "shop:1a2b3c")
+
+
+def test_an_equals_sign_is_a_value_and_a_tilde_is_a_name(tmp_path: Path) -> None:
+    text = f"services:\n  ~: {{image: {IMAGE}, environment: {{A: =}}}}\n"
+    assert [service.name for service in read(tmp_path, text).services] == ["None"]

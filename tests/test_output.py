@@ -59,6 +59,12 @@ def test_an_unused_manifest_is_mentioned(world: World) -> None:
     assert "\nManifest: convox.yml, not docker-compose.yml\n" in world.deploy().out
 
 
+@pytest.mark.parametrize("path", ["./docker-compose.yml", "{app}/docker-compose.yml"])
+def test_the_manifest_itself_is_not_mentioned_as_unused(world: World, path: str) -> None:
+    path = path.format(app=world.app)
+    assert f"\nManifest: {path}\n" in world.deploy("--file", path).out
+
+
 def test_the_steps_have_numbered_headers_and_a_summary_follows(world: World) -> None:
     world.add_hooks()
     ran = world.deploy()

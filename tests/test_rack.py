@@ -177,3 +177,37 @@ def test_the_commands_that_are_suggested_name_the_rack(world: World) -> None:
     ran = world.deploy("--rack", "staging", env=LOGIN)
     assert "Check:  convox apps info --app shop --rack staging\n" in ran.err
     assert "Cancel: convox apps cancel --app shop --rack staging\n" in ran.err
+
+
+@pytest.mark.parametrize("character", ["/", "#", "?"])
+def test_a_rack_url_that_is_cut_by_its_password_is_refused_and_not_shown(
+    world: World, character: str
+) -> None:
+    url = f"https://convox:firsthalf@second{character}half@rack.example.com"
+    ran = world.deploy(env={"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert ran.status == 2 and "with PASSWORD percent-encoded" in ran.err
+    assert "second" not in ran.text and world.calls == []
+
+
+def test_a_rack_url_of_the_console_is_refused(world: World) -> None:
+    url = "https://convox:password@console.convox.com"
+    ran = world.deploy(env={"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert ran.status == 2 and "console.convox.com is the Convox Console, not a rack." in ran.err
+
+
+@pytest.mark.parametrize("kind", ["directory", "not UTF-8"])
+def test_a_local_setting_that_cannot_be_read_is_not_ignored(world: World, kind: str) -> None:
+    if kind == "directory":
+        (world.app / ".convox" / "rack").mkdir(parents=True)
+    else:
+        (world.app / ".convox").mkdir()
+        (world.app / ".convox" / "rack").write_bytes(b"\xff")
+    ran = world.deploy(env={"CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert ran.status == 2 and ".convox/rack cannot be read" in ran.err and world.calls == []
+
+
+def test_an_empty_local_setting_does_not_hide_the_one_of_v2(world: World) -> None:
+    world.write(".convox/rack", "")
+    world.write(".convox2/rack", "org/production")
+    ran = world.deploy(env={"CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert "to org/production (" in ran.out

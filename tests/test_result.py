@@ -260,3 +260,15 @@ def test_the_digest_is_null_if_docker_draws_its_progress_on_a_terminal(world: Wo
     on_a_terminal(world, "--result", "result.json")
     assert [image["digest"] for image in result_of(world)["images"]] == [None]
     assert result_of(world)["images"][0]["image"] == f"{ECR}/shop:{SHORT_ID}"
+
+
+def test_a_result_in_a_file_instead_of_a_directory_is_refused(world: World) -> None:
+    world.write("file", "")
+    ran = world.deploy("--result", "file/result.json")
+    assert ran.status == 2 and "Cannot write --result file/result.json." in ran.err
+
+
+def test_the_name_of_a_result_can_be_as_long_as_the_file_system_allows(world: World) -> None:
+    name = "r" * 255
+    assert world.deploy("--result", name).status == 0
+    assert (world.app / name).exists()

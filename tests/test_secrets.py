@@ -215,3 +215,12 @@ def test_no_running_process_shows_a_secret(world: World) -> None:
     process.communicate(timeout=30)
     assert any("convox_deploy.py" in line for line in lines)
     assert found_in("\n".join(lines) + temporary) == []
+
+
+def test_a_secret_at_the_end_of_a_failed_build_is_not_cut_and_shown(world: World) -> None:
+    secret = "AbCdEfGhIj" * 9
+    world.rules["convox build --app"] = {"out": f"log\nlogin with {secret}\n"}
+    env = {"API_TOKEN": secret, "CONVOX_STANDIN_CLI": "2016"}
+    ran = world.deploy("--result", "result.json", env=env)
+    assert ran.status == 1
+    assert secret[-10:] not in ran.text + (world.app / "result.json").read_text()

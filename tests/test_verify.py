@@ -236,3 +236,32 @@ def test_a_first_deploy_has_nothing_to_roll_back_to(world: World) -> None:
     ran = world.deploy()
     assert ran.status == 0
     assert ran.out.endswith("\nshop is now running RNEWRELEASE.\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGALRM, signal.SIGTERM, signal.SIGINT])
+def test_the_rack_is_queried_after_a_promote_that_ignores_sigterm(
+    world: World, signum: int
+) -> None:
+    world.constants = {"GRACE_SECONDS": 0.2}
+    world.rules["convox releases promote --app"] = {"hang": True, "ignore_term": True}
+    ran = world.deploy_and_signal(signum)
+    assert "\nshop is still running ROLDRELEASE.\n" in ran.err
+
+
+@pytest.mark.parametrize("answer", ["[" * 100_000, '{"release": 5, "status": []}', "null"])
+def test_a_rack_that_answers_nonsense_after_a_failed_promote_hides_nothing(
+    world: World, answer: str
+) -> None:
+    world.rules["convox releases promote --app"] = {"status": 1, "err": "ERROR: rollback\n"}
+    world.rules[ASK] = {"since": 3, "out": answer}
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 1 and "ERROR: rollback" in ran.err
+    assert "Traceback" not in ran.text and "bug" not in ran.text
+    assert (world.app / "result.json").exists()
+    assert world.commands("docker image rm") != []
+
+
+def test_resuming_the_running_release_does_not_suggest_to_roll_back_to_it(world: World) -> None:
+    ran = world.deploy("--release", "ROLDRELEASE")
+    assert ran.status == 0 and "shop is now running ROLDRELEASE" in ran.out
+    assert "roll back" not in ran.out
