@@ -47,7 +47,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -626,8 +626,8 @@ class Shell:
 
         with ThreadPoolExecutor(MAX_PARALLEL) as pool:
             futures = [pool.submit(attempt, value) for value in values]
-            while not all(future.done() for future in futures):
-                time.sleep(0.01)  # a signal does not always wake a thread that waits for another
+            while wait(futures, 0.1).not_done:
+                pass  # waiting without end, the main thread might not notice a signal
         for failure in failures:
             raise failure
         return [future.result() for future in futures]
@@ -683,8 +683,11 @@ class Shell:
     ) -> str:
         """Run a command to its end and return its stdout. Raise CommandFailed or Stopped."""
         command, doing = self._start(argv, **options), self.doing or f"running `{short_name(argv)}`"
+        # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
+        waiting = threading.Thread(target=command.wait, daemon=True)
+        waiting.start()
         try:
-            for line in self._lines(command, doing):
+            for line in self._lines(command, waiting, doing):
                 show(line)
         except OSError:  # our own output is closed
             self.stop(SIGPIPE)
@@ -716,19 +719,17 @@ class Shell:
             if "/" in argv[0]:
                 fix = "It must be an executable script."
             raise NotStarted(argv, 0, f"Cannot run {argv[0]}. {fix}") from None
-        # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
-        threading.Thread(target=command.wait, daemon=True).start()
         self._groups.add(command.pgid)
         if self.stopped_by:  # in the meantime
             kill_group(command.pgid, SIGTERM)
         return command
 
-    def _lines(self, command: Any, doing: str) -> Iterator[str]:
+    def _lines(self, command: Any, waiting: threading.Thread, doing: str) -> Iterator[str]:
         """Yield the lines of a command's output. Print a sign of life while there are none."""
         options, patience = command.call_args, HEARTBEAT_SECONDS
         if options["out"]:  # its output goes straight through
             patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
-        for line in command if options["iter_noblock"] else ticks(command):
+        for line in command if options["iter_noblock"] else ticks(waiting):
             now = time.monotonic()
             if not self.signals_left:
                 return
@@ -757,10 +758,10 @@ class Shell:
 shell = Shell()
 
 
-def ticks(command: Any) -> Iterator[Any]:
-    while command.is_alive():
+def ticks(thread: threading.Thread) -> Iterator[Any]:
+    while thread.is_alive():
         yield errno.EWOULDBLOCK
-        time.sleep(0.01)
+        thread.join(0.1)
 
 
 def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
@@ -1289,7 +1290,7 @@ class Deploy:
                 raise DeployError(*problems)
             checks = [self.check_git, self.check_convox]
             if not self.settings.release:
-                checks += [self.docker.check, self.get_passwords]
+                checks = [self.get_passwords, self.docker.check, *checks]  # the slowest first
             self.unreachable = [*filter(None, shell.parallel(problem_of, checks))]
             if self.unreachable and not shell.dry_run:
                 raise DeployError(*self.unreachable)
