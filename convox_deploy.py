@@ -219,12 +219,14 @@ def rack_problems(option: str) -> Iterator[str]:
     """Yield where the variables that name a rack are incomplete or contradictory."""
     host, url = env("CONVOX_HOST"), rack_url()
     url_host = url.hostname
-    if not re.fullmatch("(https?://[^/?#]+:[^/?#]+@[^/?#@]+/?)?", env("RACK_URL")):
+    valid = re.fullmatch(r"(?i:https?)://[^/?#\s]+:[^/?#\s]+@[^/?#@\s]+/?", env("RACK_URL"))
+    if env("RACK_URL") and not (url_host and valid):
         yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
     if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
-        yield f"CONVOX_HOST must be a host name like rack.example.com, not {host!r}."
+        shown = host.rpartition("@")[2]  # without a password
+        yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
     console = url_host or host
     if is_console(console) and (url_host or not (option or local_setting("rack"))):
         yield (
@@ -235,7 +237,7 @@ def rack_problems(option: str) -> Iterator[str]:
         yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
     for name, other in [("CONVOX_HOST", "CONVOX_PASSWORD"), ("CONVOX_PASSWORD", "CONVOX_HOST")]:
         similar = difflib.get_close_matches(name, os.environ.keys() - {name}, 1, 0.84)
-        if similar and not env(name):
+        if similar and not (env(name) or option or url_host):
             yield f"{name} is not set, but {similar[0]} is. Rename it to {name}."
         elif env(other) and not (env(name) or option or url_host):
             yield (
@@ -253,7 +255,7 @@ def result_problem(path: Path) -> str:
             may_replace = not text or json.loads(text)["tool"] == "convox-deploy"
     if not may_replace:
         return f"--result {path} would replace a file that is not a result. Choose another file."
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
         return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
     return ""
 
@@ -390,7 +392,7 @@ def where_to_look() -> str:
     """Suggest where the manifest is."""
     for directory in (Path.cwd(), *Path.cwd().parents):
         for name in MANIFESTS:
-            if (directory / name).is_file():
+            if os.path.isfile(directory / name):
                 is_here = directory == Path.cwd()
                 return f"Set DOCKER_COMPOSE={name}." if is_here else f"Run this in {directory}."
     return "Run this from the project root, or set DOCKER_COMPOSE to your manifest."
@@ -414,7 +416,7 @@ def read_services(text: str) -> list[Service]:
         init_image = mapping(keys.get("initContainer")).get("image")
         try:
             services += read_service(name, keys, text)
-            if str(init_image).endswith(":TAG"):
+            if re.fullmatch(ALMOST_TAG, str(init_image)):
                 services += read_service(name, {**keys, "image": init_image}, text)
         except ValueError as error:
             problems.append(f"service {name}: {error}")
@@ -829,7 +831,9 @@ def read_commit() -> Commit:
     def git(*args: str) -> str:
         return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
 
-    if not any((directory / ".git").exists() for directory in (Path.cwd(), *Path.cwd().parents)):
+    if not any(
+        os.path.exists(directory / ".git") for directory in (Path.cwd(), *Path.cwd().parents)
+    ):
         return Commit()
     sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
     branch, git_dir = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir").split(" ", 1)
@@ -1018,9 +1022,10 @@ class Docker(NamedTuple):
                 if ecr and ecr.refusal is None and ecr.create():
                     continue
                 if ecr and ecr.refusal:
-                    failure.advice = (
-                        f"The repository may not exist, and was not created. {ecr.refusal}"
-                    )
+                    if is_missing or not failure.advice:
+                        failure.advice = (
+                            f"The repository may not exist, and was not created. {ecr.refusal}"
+                        )
                     if is_missing and "AccessDenied" in ecr.refusal:
                         raise
                 elif ecr:  # but is eventually consistent
@@ -1714,7 +1719,7 @@ def default_manifest() -> str:
 
 def minutes(text: Any) -> float:
     """Parse a timeout in minutes: 30, 30m, 90s or 1.5h."""
-    if match := re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", str(text)):
+    if match := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", str(text)):
         return float(match[1]) * {"s": 1 / 60, "h": 60}.get(match[2], 1)
     raise click.BadParameter(f"{text!r} is not a number of minutes, such as 30, 90s or 1h.")
 
@@ -1754,7 +1759,7 @@ def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[A
     "--app",
     "APP_NAME",
     "Name of the Convox app.  [default: the directory name]",
-    default=default_app,
+    callback=not_empty,
 )
 @setting(
     "--rack",
@@ -1815,6 +1820,7 @@ def main(**options: Any) -> None:
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
+    options["app"] = options["app"] or default_app()
     deploy(Settings(**options, directory=working_directory()))
 
 

@@ -227,3 +227,9 @@ def test_a_comment_within_the_image_is_not_the_tag(tmp_path: Path) -> None:
 def test_an_equals_sign_is_a_value_and_a_tilde_is_a_name(tmp_path: Path) -> None:
     text = f"services:\n  ~: {{image: {IMAGE}, environment: {{A: =}}}}\n"
     assert [service.name for service in read(tmp_path, text).services] == ["None"]
+
+
+@pytest.mark.parametrize("tag", ["$TAG", "tag", "${TAG}"])
+def test_an_init_container_with_almost_the_tag_is_an_error(tmp_path: Path, tag: str) -> None:
+    text = f"services:\n  web: {{image: {IMAGE}, initContainer: {{image: '{ECR}/init:{tag}'}}}}\n"
+    assert "only a literal :TAG is replaced" in problem_of(tmp_path, text)

@@ -379,3 +379,16 @@ def test_a_hanging_cleanup_is_abandoned(world: World) -> None:
     ran: Any = ended(world.start())
     assert ran.status == 0, ran.text
     assert "shop is now running RNEWRELEASE." in ran.out
+
+
+def test_a_user_who_cannot_create_repositories_still_gets_the_advice_on_the_push(
+    world: World,
+) -> None:
+    world.rules["docker push"] = {
+        "status": 1,
+        "err": "tag invalid: The image tag 'v1' cannot be overwritten because the tag is immutable.",
+    }
+    world.rules[CREATE] = {"status": 254, "err": "An error occurred (AccessDeniedException)"}
+    ran = world.deploy("--tag", "v1")
+    assert ran.status == 1 and "Unset IMAGE_TAG or choose a new tag." in ran.err
+    assert "may not exist" not in ran.err

@@ -211,3 +211,32 @@ def test_an_empty_local_setting_does_not_hide_the_one_of_v2(world: World) -> Non
     world.write(".convox2/rack", "org/production")
     ran = world.deploy(env={"CONVOX_HOST": None, "CONVOX_PASSWORD": None})
     assert "to org/production (" in ran.out
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://convox:sec[retpass@staging.example.com",
+        "https://convox:password@:5443",
+        "https://convox:password@staging.example.com\n",
+        "https://convox:@staging.example.com",
+    ],
+)
+def test_a_rack_url_that_cannot_be_parsed_is_never_ignored(world: World, url: str) -> None:
+    world.write(".convox/rack", "production")
+    ran = world.deploy(env={"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert ran.status == 2 and "RACK_URL must be" in ran.err
+    assert "retpass" not in ran.text and world.calls == []
+
+
+def test_a_password_in_the_host_is_not_shown(world: World) -> None:
+    ran = world.deploy(env={"CONVOX_HOST": "https://convox:hunter2secret@rack.example.com"})
+    assert ran.status == 2 and "CONVOX_HOST must be a host name" in ran.err
+    assert "hunter2" not in ran.text
+
+
+def test_a_similar_variable_does_not_matter_if_another_setting_names_the_rack(
+    world: World,
+) -> None:
+    env = {"CONVOX_HOST": None, "CONVOX_PASSWORD": None, "CONVOX_PASSWORDS": "for another tool"}
+    assert world.deploy("--rack", "production", env=env).status == 0

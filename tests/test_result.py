@@ -272,3 +272,16 @@ def test_the_name_of_a_result_can_be_as_long_as_the_file_system_allows(world: Wo
     name = "r" * 255
     assert world.deploy("--result", name).status == 0
     assert (world.app / name).exists()
+
+
+def test_a_result_in_a_directory_with_an_impossible_name_is_refused(world: World) -> None:
+    ran = world.deploy("--result", "d" * 300 + "/result.json")
+    assert ran.status == 2 and "Cannot write --result" in ran.err and "Traceback" not in ran.err
+
+
+def test_an_earlier_result_is_removed_even_if_a_local_setting_cannot_be_read(world: World) -> None:
+    (world.app / ".convox" / "app").mkdir(parents=True)
+    world.write("result.json", '{"tool": "convox-deploy", "status": "succeeded"}')
+    ran = world.deploy("--result", "result.json", env={"APP_NAME": None})
+    assert ran.status == 2 and ".convox/app cannot be read" in ran.err
+    assert not (world.app / "result.json").exists()
