@@ -225,7 +225,7 @@ def rack_problems(option: str) -> Iterator[str]:
     if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
         yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
     if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
-        shown = host.rpartition("@")[2]  # without a password
+        shown = re.sub("[^/]*@", "***@", host)
         yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
     console = url_host or host
     if is_console(console) and (url_host or not (option or local_setting("rack"))):
@@ -236,10 +236,11 @@ def rack_problems(option: str) -> Iterator[str]:
     if env("CONVOX_PASSWORD") != env("CONVOX_PASSWORD").strip():
         yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
     for name, other in [("CONVOX_HOST", "CONVOX_PASSWORD"), ("CONVOX_PASSWORD", "CONVOX_HOST")]:
-        similar = difflib.get_close_matches(name, os.environ.keys() - {name}, 1, 0.84)
-        if similar and not (env(name) or option or url_host):
+        if env(name) or option or url_host:
+            continue
+        if similar := difflib.get_close_matches(name, os.environ.keys() - {name}, 1, 0.84):
             yield f"{name} is not set, but {similar[0]} is. Rename it to {name}."
-        elif env(other) and not (env(name) or option or url_host):
+        elif env(other):
             yield (
                 f"{other} is set, but {name} is not. With only one of them, the convox CLI would"
                 " use the rack it is logged in to. Set both, or set CONVOX_RACK."
