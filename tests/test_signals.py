@@ -310,6 +310,28 @@ def test_a_pipe_closed_after_the_promote_does_not_fail_the_deploy(world: World) 
     assert world.running == "RNEWRELEASE"
 
 
+def test_a_heartbeat_into_a_closed_pipe_does_not_stop_the_promote(world: World) -> None:
+    world.constants["HEARTBEAT_SECONDS"] = 0.2
+    world.rules["convox releases promote --app"] = {"usual": True, "pause": 1}
+    process = world.start("--quiet", "--result", "result.json")
+    assert process.stdout and process.stderr
+    assert any("[8/8] promote" in line for line in process.stdout)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+    assert '"verified": true' in (world.app / "result.json").read_text()
+
+
+def test_a_closed_stderr_does_not_change_the_exit_code(world: World) -> None:
+    world.rules["docker build --tag"] = {"status": 1}
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as stderr:
+        process = world.start(stderr=stderr)
+        process.communicate(timeout=60)
+    assert process.returncode == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="requires /dev/full")
 def test_a_full_disk_under_stdout_is_reported(world: World) -> None:
     with open("/dev/full", "w") as full:
