@@ -335,7 +335,8 @@ class Loader(yaml.SafeLoader):
         return node
 
     def scalar(self, node: Any) -> Scalar:
-        scalar = Scalar(node.value)
+        # JSON spells characters outside the BMP as two surrogates.
+        scalar = Scalar(node.value.encode("utf-16", "surrogatepass").decode("utf-16"))
         scalar.start, scalar.end = node.start_mark.index, node.end_mark.index
         return scalar
 
@@ -1390,7 +1391,7 @@ class Deploy:
             for image in self.images:
                 if not shell.dry_run:
                     self.docker.inspect(image)
-                    names = ", ".join(service.name for service in image.services)
+                    names = ", ".join(dict.fromkeys(service.name for service in image.services))
                     shell.say(f"Image for {names}: {image.platform}")
                 parts = [describe, image.id.partition(":")[2][:12]]
                 image.tag = self.settings.tag or "-".join(filter(None, parts))
@@ -1402,8 +1403,8 @@ class Deploy:
         ecr = Ecr.of(repository)
         is_alone = {service.repository for service in self.manifest.services} == {repository}
         for image in self.images:
-            names = [service.name for service in image.services if service.repository == repository]
-            if names:
+            services = [s.name for s in image.services if s.repository == repository]
+            if names := [*dict.fromkeys(services)]:  # an init container has its service's name
                 reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
                 digest = self.docker.push(image.local, reference, ecr, label)
                 self.outcome.images.append(

@@ -285,3 +285,15 @@ def test_an_earlier_result_is_removed_even_if_a_local_setting_cannot_be_read(wor
     ran = world.deploy("--result", "result.json", env={"APP_NAME": None})
     assert ran.status == 2 and ".convox/app cannot be read" in ran.err
     assert not (world.app / "result.json").exists()
+
+
+def test_a_service_and_its_init_container_are_listed_once(world: World) -> None:
+    image = f"{ECR}/shop:TAG"
+    world.write(
+        "docker-compose.yml",
+        f"services: {{web: {{image: '{image}', initContainer: {{image: '{image}'}}}}}}\n",
+    )
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0 and "\nImage for web: " in ran.out
+    images = json.loads((world.app / "result.json").read_text())["images"]
+    assert [image["services"] for image in images] == [["web"]]
