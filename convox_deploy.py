@@ -217,8 +217,7 @@ def local_setting(name: str) -> str:
 
 def rack_problems(option: str) -> Iterator[str]:
     """Yield where the variables that name a rack are incomplete or contradictory."""
-    host, url = env("CONVOX_HOST"), rack_url()
-    url_host = url.hostname
+    host, url_host = env("CONVOX_HOST"), rack_url().hostname
     valid = re.fullmatch(r"(?i:https?)://[^/?#\s]+:[^/?#\s]+@[^/?#@\s]+/?", env("RACK_URL"))
     if env("RACK_URL") and not (url_host and valid):
         yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
@@ -567,6 +566,7 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
+STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGALRM]  # that stop a deploy
 LAST_SIGNALS = [SIGKILL, 0]  # to stop commands, after SIGTERM; 0 gives up
 
 
@@ -653,7 +653,7 @@ class Shell:
         for signum in (SIGCHLD, SIGALRM):  # which we depend on
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for signum in (SIGINT, SIGTERM, SIGHUP, SIGALRM):
+        for signum in STOP_SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self.stop)
 
@@ -1086,6 +1086,7 @@ class Convox:
     def __init__(self, app: str, rack: Rack) -> None:
         self.app, self.env = app, rack.environment
         self.rack_option = option("--rack", rack.name)
+        self.services: dict[str, dict[str, Any]] = {}  # by release, once they have been read
         self.options = {
             "build": {"--manifest", "--description", "--id"},
             "releases promote": {"--wait"},
@@ -1130,9 +1131,12 @@ class Convox:
         """Return the image that one of the services has in a release. Raise CommandFailed."""
         if not release:
             raise CommandFailed(["convox"], 0, "no running release is known.")
-        known = self.get(f"/releases/{release}", lambda answer: services_in(answer["manifest"]))
+        if release not in self.services:
+            self.services[release] = self.get(
+                f"/releases/{release}", lambda answer: services_in(answer["manifest"])
+            )
         for service in services:
-            if image := known.get(service.name, {}).get("image"):
+            if image := self.services[release].get(service.name, {}).get("image"):
                 return str(image)
         raise CommandFailed(["convox"], 0, f"{release} has no image for it.")
 
@@ -1173,15 +1177,8 @@ class Convox:
     def promote_command(self, release: str) -> list[str]:
         wait = self.options["releases promote"] & {"--wait"}
         return [
-            "convox",
-            "releases",
-            "promote",
-            "--app",
-            self.app,
-            *self.rack_option,
-            *wait,
-            release,
-        ]
+            "convox", "releases", "promote", "--app", self.app, *self.rack_option, *wait, release,
+        ]  # fmt: skip
 
     def promote(self, release: str) -> None:
         with advice(CONVOX_ADVICE):
@@ -1561,7 +1558,7 @@ def reporting(run: Deploy) -> Iterator[None]:
         with suppress(OSError):  # our output is closed
             tell(run, error, note)
     # From now on, neither a signal nor closed output changes the exit code.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [SIGINT, SIGTERM, SIGHUP, SIGALRM])
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     sys.exit(code)

@@ -69,6 +69,7 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
     world.rules[READ_RELEASE] = release_with(web=f"{ECR}/web:1", api=f"{ECR}/api:2")
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
+    assert len(world.commands(READ_RELEASE)) == 1
     web, api, new = world.commands("docker build --tag")
     assert f"--cache-from {ECR}/web:1 --target web" in web
     assert f"--cache-from {ECR}/api:2 --target api" in api
@@ -87,16 +88,10 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
         ),
         ({"out": '{"env": "A=b"}'}, "It printed no usable answer."),
         ({"out": '{"manifest": null}'}, "It printed no usable answer."),
-        (
-            {"out": '{"manifest": "a: [b"}'},
-            "It printed no usable answer.",
-        ),
+        ({"out": '{"manifest": "a: [b"}'}, "It printed no usable answer."),
         ({"out": "[]"}, "It printed no usable answer."),
         ({"out": "<html>"}, "It printed no usable answer."),
-        (
-            {"status": 1, "err": "ERROR: forbidden\n"},
-            "ERROR: forbidden",
-        ),
+        ({"status": 1, "err": "ERROR: forbidden\n"}, "ERROR: forbidden"),
     ],
 )
 def test_a_build_continues_without_a_cache_and_one_line_shows_why(
