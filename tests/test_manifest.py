@@ -198,14 +198,16 @@ def test_keys_that_override_merged_ones_are_not_duplicates(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "build", ["{cache_from: []}", "{network: ''}", "{context: []}", "{context: {}}", "[]", "{}"]
+    "build", ["{cache_from: []}", "{network: ''}", "{context: []}", "{context: {}}", "[]"]
 )
 def test_an_empty_build_key_is_not_ignored(tmp_path: Path, build: str) -> None:
     text = f"web:\n  image: {IMAGE}\n  build: {build}\n"
-    if build == "{}":
-        assert read(tmp_path, text).services[0].build == Build()
-    else:
-        assert "service web: " in problem_of(tmp_path, text)
+    assert "service web: " in problem_of(tmp_path, text)
+
+
+def test_a_build_without_keys_has_the_defaults(tmp_path: Path) -> None:
+    text = f"web:\n  image: {IMAGE}\n  build: {{}}\n"
+    assert read(tmp_path, text).services[0].build == Build()
 
 
 def test_an_empty_dockerfile_does_not_hide_the_one_of_compose_v1(tmp_path: Path) -> None:

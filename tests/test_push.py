@@ -388,7 +388,7 @@ def test_a_user_who_cannot_create_repositories_still_gets_the_advice_on_the_push
         "status": 1,
         "err": "tag invalid: The image tag 'v1' cannot be overwritten because the tag is immutable.",
     }
-    world.rules[CREATE] = {"status": 254, "err": "An error occurred (AccessDeniedException)"}
+    world.rules[CREATE] = DENIED
     ran = world.deploy("--tag", "v1")
     assert ran.status == 1 and "Unset IMAGE_TAG or choose a new tag." in ran.err
     assert "may not exist" not in ran.err

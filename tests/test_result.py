@@ -295,5 +295,4 @@ def test_a_service_and_its_init_container_are_listed_once(world: World) -> None:
     )
     ran = world.deploy("--result", "result.json")
     assert ran.status == 0 and "\nImage for web: " in ran.out
-    images = json.loads((world.app / "result.json").read_text())["images"]
-    assert [image["services"] for image in images] == [["web"]]
+    assert [image["services"] for image in result_of(world)["images"]] == [["web"]]

@@ -22,6 +22,12 @@ from sandbox import wait_for  # isort: skip
 
 NewApp = Callable[[str], Path]
 OPTION = "--cache-from-running"
+ALL_OUTPUT: dict[str, Any] = {  # stdout and stderr together, as text
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
 
 
 def deploy(sandbox: Any, app: Path, *args: str, status: int = 0, **env: str) -> str:
@@ -30,28 +36,17 @@ def deploy(sandbox: Any, app: Path, *args: str, status: int = 0, **env: str) -> 
         [sys.executable, TOOL, *args],
         cwd=app,
         env={**sandbox.env, "TMPDIR": str(app.parent), **env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
         check=False,
         timeout=120,
+        **ALL_OUTPUT,
     )
     assert done.returncode == status, done.stdout
-    return done.stdout
+    return str(done.stdout)
 
 
 def start(app: Path, env: dict[str, str]) -> Any:
     """Start a deploy whose output is to be read while it is running."""
-    return subprocess.Popen(
-        [sys.executable, TOOL],
-        cwd=app,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return subprocess.Popen([sys.executable, TOOL], cwd=app, env=env, **ALL_OUTPUT)
 
 
 def page(sandbox: Any, name: str) -> str:
