@@ -443,7 +443,7 @@ def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service
     offset = text.rfind(":TAG", image.start, image.end)
     if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
         raise ValueError(
-            f"image {image} must have a registry and a repository, in lowercase and without"
+            f"image {image} must name a registry and a repository, in lowercase and without"
             f" variables or escapes, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
         )
     yield Service(name, match[1], read_build(keys.get("build"), keys.get("dockerfile")), offset + 1)
@@ -996,7 +996,7 @@ class Docker(NamedTuple):
         )  # fmt: skip
 
     def inspect(self, image: Image) -> None:
-        """Record the image's ID and platform. Raise CommandFailed if docker does not have it."""
+        """Record the image's ID and platform. Raise CommandFailed if docker does not know it."""
         inspect = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}"]
         with advice({"": "If the builder does not load images into docker, add `-- --load`."}):
             answer = shell.capture(*inspect, image.local).strip()
@@ -1557,11 +1557,7 @@ def reporting(run: Deploy) -> Iterator[None]:
     if code != BROKEN_PIPE:
         with suppress(OSError):  # our output is closed
             tell(run, error, note)
-    # From now on, neither a signal nor closed output changes the exit code.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    for stream in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    sys.exit(code)
+    os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
 
 
 def prepare_streams() -> None:

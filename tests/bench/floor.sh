@@ -1,6 +1,6 @@
 #!/bin/sh
 # The same deploy as a plain sequence of commands: the baseline for the benchmark. SERVICES is a list of name=context
-# pairs. For each service, the app's manifest must have a line `image: $REGISTRY/$APP_NAME-NAME:TAG`.
+# pairs. For each service, the app's manifest must contain the line `image: $REGISTRY/$APP_NAME-NAME:TAG`.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
