@@ -334,8 +334,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def scalar(self, node: Any) -> Scalar:
-        # JSON spells characters outside the BMP as two surrogates.
-        scalar = Scalar(node.value.encode("utf-16", "surrogatepass").decode("utf-16"))
+        scalar = Scalar(node.value)
         scalar.start, scalar.end = node.start_mark.index, node.end_mark.index
         return scalar
 
@@ -382,10 +381,9 @@ class Manifest(NamedTuple):
         for service in self.services:
             key = service.repository if custom_tag else service.tag_offset
             if builds.setdefault(key, service.build) != service.build:
-                unset = " or unset IMAGE_TAG" if custom_tag else ""
                 yield (
                     f"service {service.name} would get the same image and tag as a service with"
-                    f" different build settings. Give it its own `image:`{unset}."
+                    " different build settings. Give it its own `image:`."
                 )
 
 
@@ -540,8 +538,7 @@ class CommandFailed(DeployError):
     def __str__(self) -> str:
         ended = f"exited with code {self.status}." if self.status else "succeeded, but:"
         if self.status < 0:
-            names = {int(number): number.name for number in signal.Signals}
-            ended = f"was terminated by {names.get(-self.status, -self.status)}."
+            ended = f"was ended by signal {-self.status} ({signal.strsignal(-self.status)})."
         output = [f"  {line}" for line in self.output.splitlines()[-5:]]
         lines = [f"`{short_name(self.argv)}` {ended}", *output, self.advice]
         return "\n".join(filter(None, lines))
@@ -612,8 +609,8 @@ class Shell:
         self.show(argv)
         if self.dry_run:
             return ""
-        options.update(_iter_noblock=only or True, _err_to_out=not only)
-        options["_internal_bufsize"] = 1000  # keep only the last lines of a long log
+        # Of a long log, only the last lines are kept.
+        options.update(_iter_noblock=only or True, _err_to_out=not only, _internal_bufsize=1000)
         return self._run(argv, lambda line: self.say(label + line), **options)
 
     def parallel(self, function: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
@@ -714,7 +711,7 @@ class Shell:
             options["_tty_out"] = False  # keeps programs from drawing progress bars
         try:
             command = sh.Command(argv[0])(
-                *argv[1:], _bg=True, _bg_exc=False, _new_session=True,
+                *argv[1:], _bg=True, _new_session=True,
                 _ok_code=[*range(-64, 256)], _encoding="as_it_came",
                 **{"_env": without_rack_login(), **options},
             )  # fmt: skip
@@ -773,8 +770,8 @@ def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
     if name != "as_it_came":
         return None
     return codecs.CodecInfo(
-        lambda text, _="": (text.encode("utf-8", "surrogateescape"), len(text)),
-        lambda data, _="": (bytes(data).decode("utf-8", "surrogateescape"), len(data)),
+        lambda text, _="": codecs.utf_8_encode(text, "surrogateescape"),
+        lambda data, _="": codecs.utf_8_decode(data, "surrogateescape", True),
     )
 
 
@@ -949,6 +946,7 @@ class Image:
 
 class Docker(NamedTuple):
     build_args: Sequence[str]  # the user's
+    names: set[str]  # of images, to be removed in the end
 
     def check(self) -> None:
         with advice({"": "Start Docker and try again."}):
@@ -984,6 +982,7 @@ class Docker(NamedTuple):
 
     def build(self, image: Image) -> None:
         build = image.build
+        self.names.add(image.local)
         shell.run(
             "docker", "build", "--tag", image.local, *image.cache,
             *option("--file", build.dockerfile and os.path.join(build.context, build.dockerfile)),
@@ -1012,6 +1011,7 @@ class Docker(NamedTuple):
         from a template. Retry on transient errors.
         """
         pauses = list(PUSH_PAUSES)
+        self.names.add(reference)
         shell.run("docker", "tag", local, reference)
         while True:
             try:
@@ -1048,10 +1048,10 @@ class Docker(NamedTuple):
                 raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
         return digest and digest[1]
 
-    def remove(self, names: Sequence[str]) -> None:
+    def remove_names(self) -> None:
         """Remove image names. The layers stay, as cache for the next build."""
         with suppress(DeployError):
-            shell.capture("docker", "image", "rm", "--no-prune", *names)
+            shell.capture("docker", "image", "rm", "--no-prune", *self.names)
 
 
 # --- convox ---------------------------------------------------------------------------
@@ -1118,10 +1118,9 @@ class Convox:
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
         question = ["api", "get", *self.rack_option, f"/apps/{self.app}{path}"]
-        with suppress(
-            ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError
-        ):
-            return read(json.loads(self.ask(*question)))
+        answer = self.ask(*question)
+        with suppress(Exception):
+            return read(json.loads(answer))
         raise CommandFailed(["convox", *question], 0, "It printed no usable answer.")
 
     def read_app(self) -> App:
@@ -1143,12 +1142,9 @@ class Convox:
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
         with suppress(CommandFailed):
-            newest, about = self.get(
-                "/releases", lambda releases: map(releases[0].get, ("id", "description"))
-            )
-            return (
-                f"{newest} ({about or 'no description'})" if newest not in (None, release) else ""
-            )
+            newest = self.get("/releases", lambda releases: dict(releases[0]))
+            if newest.get("id") not in (None, release):
+                return f"{newest['id']} ({newest.get('description') or 'no description'})"
         return ""
 
     def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
@@ -1261,7 +1257,7 @@ class Deploy:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.rack = settings, choose_rack(settings.rack)
-        self.docker = Docker(settings.docker_build_args)
+        self.docker = Docker(settings.docker_build_args, set())
         self.convox = Convox(settings.app, self.rack)
         self.current_step = "preflight"
         self.commit = Commit()
@@ -1404,6 +1400,7 @@ class Deploy:
             if names := [*dict.fromkeys(services)]:  # an init container has its service's name
                 reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
                 digest = self.docker.push(image.local, reference, ecr, label)
+                self.docker.names.discard(reference)
                 self.outcome.images.append(
                     {
                         "image": reference,
@@ -1573,9 +1570,7 @@ def explained(error: Exception) -> DeployError:
     if isinstance(error, DeployError):
         return error
     if isinstance(error, BrokenPipeError):
-        closed = DeployError("Standard output was closed.")
-        closed.exit_code = BROKEN_PIPE
-        return closed
+        return Stopped(SIGPIPE, "because nothing reads the output", 0)
     if isinstance(error, OSError):
         what = f"{error.filename or 'Cannot write'}: {error.strerror or error}"
         return DeployError(f"{what.rstrip('.')}. Free some disk space, or set TMPDIR.")
@@ -1593,11 +1588,9 @@ def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
     if error and outcome.promote_requested and shell.signals < 2:
         with shell.last_words(LAST_WORDS_SECONDS):
             live = what_is_live(run)
-    if "build" in outcome.seconds and not shell.dry_run:
-        names = {f"{s.repository}:{image.tag}" for image in run.images for s in image.services}
-        names -= {image["image"] for image in outcome.images}
+    if run.docker.names and not shell.dry_run:
         with shell.last_words(GRACE_SECONDS):
-            run.docker.remove([*names, *(image.local for image in run.images)])
+            run.docker.remove_names()
     return live
 
 
@@ -1712,9 +1705,9 @@ def default_manifest() -> str:
     return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
 
 
-def minutes(text: Any) -> float:
+def minutes(text: str) -> float:
     """Parse a timeout in minutes: 30, 30m, 90s or 1.5h."""
-    if match := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", str(text)):
+    if match := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text):
         return float(match[1]) * {"s": 1 / 60, "h": 60}.get(match[2], 1)
     raise click.BadParameter(f"{text!r} is not a number of minutes, such as 30, 90s or 1h.")
 
@@ -1740,48 +1733,37 @@ class Command(click.Command):
 def not_empty(_context: Any, _parameter: Any, value: Any) -> Any:
     if value == "":
         raise click.BadParameter("it is empty.")
-    return value or ""
+    return "" if value is None else value
 
 
 def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[Any], Any]:
-    return click.option(name, envvar=variable, show_envvar=True, help=about, **details)
+    return click.option(
+        name, envvar=variable, show_envvar=True, help=about, callback=not_empty, **details
+    )
 
 
 @click.command(
     cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@setting(
-    "--app",
-    "APP_NAME",
-    "Name of the Convox app.  [default: the directory name]",
-    callback=not_empty,
-)
-@setting(
-    "--rack",
-    ["CONVOX_RACK", "RACK_NAME"],
-    "Name of the rack.  [default: the convox CLI's]",
-    callback=not_empty,
-)
+@setting("--app", "APP_NAME", "Name of the Convox app.  [default: the directory name]")
+@setting("--rack", ["CONVOX_RACK", "RACK_NAME"], "Name of the rack.  [default: the convox CLI's]")
 @setting(
     "--file",
     "DOCKER_COMPOSE",
     "The manifest.  [default: convox.yml or docker-compose.yml]",
     default=default_manifest,
-    callback=not_empty,
 )
-@setting(
-    "--tag", "IMAGE_TAG", "Image tag.  [default: <git describe>-<image id>]", callback=not_empty
-)
+@setting("--tag", "IMAGE_TAG", "Image tag.  [default: <git describe>-<image id>]")
 @setting("--skip-ecr-login", "SKIP_ECR_AUTH", "Use docker's existing login to ECR.", is_flag=True)
 @setting(
     "--timeout",
     "DEPLOY_TIMEOUT",
     "Timeout for each step, in minutes; 0 means no limit.",
     type=minutes,
-    default=60,
+    default="60",
     show_default=True,
 )
-@setting("--result", "DEPLOY_RESULT", "Write the result to this JSON file.", callback=not_empty)
+@setting("--result", "DEPLOY_RESULT", "Write the result to this JSON file.")
 @setting("--quiet", "DEPLOY_QUIET", "Show the output of a step only if it fails.", is_flag=True)
 @setting(
     "--no-verify",
@@ -1795,16 +1777,14 @@ def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[A
     "Reuse the running image's layers.",
     is_flag=True,
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Show the commands and the manifest's diff, and change nothing."
+@setting(
+    "--dry-run",
+    None,
+    "Show the commands and the manifest's diff, and change nothing.",
+    is_flag=True,
 )
-@click.option("--no-promote", is_flag=True, help="Build the release but do not promote it.")
-@click.option(
-    "--release",
-    metavar="R...",
-    help="Resume from a release that is already built.",
-    callback=not_empty,
-)
+@setting("--no-promote", None, "Build the release but do not promote it.", is_flag=True)
+@setting("--release", None, "Resume from a release that is already built.", metavar="R...")
 @click.version_option(__version__)
 @click.argument(
     "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"

@@ -322,5 +322,5 @@ def resident_kilobytes(pid: int) -> int:
 def test_a_command_that_is_terminated_by_a_realtime_signal_is_reported(world: World) -> None:
     world.rules["docker build --tag"] = {"signal": int(signal.SIGRTMIN) + 5}
     ran = world.deploy()
-    assert ran.status == FAILED and "`docker build` was terminated by " in ran.err
+    assert ran.status == FAILED and "`docker build` was ended by signal " in ran.err
     assert "Traceback" not in ran.text and "bug" not in ran.text

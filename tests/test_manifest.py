@@ -235,9 +235,3 @@ def test_an_equals_sign_is_a_value_and_a_tilde_is_a_name(tmp_path: Path) -> None
 def test_an_init_container_with_almost_the_tag_is_an_error(tmp_path: Path, tag: str) -> None:
     text = f"services:\n  web: {{image: {IMAGE}, initContainer: {{image: '{ECR}/init:{tag}'}}}}\n"
     assert "only a literal :TAG is replaced" in problem_of(tmp_path, text)
-
-
-def test_a_json_manifest_can_contain_characters_as_surrogate_pairs(tmp_path: Path) -> None:
-    text = f'{{"web": {{"image": "{IMAGE}", "build": {{"args": {{"A": "\\ud83d\\ude00"}}}}}}}}'
-    assert read(tmp_path, text).services[0].build.args == ("A=\U0001f600",)
-    assert "not valid YAML" in problem_of(tmp_path, '{"web": "\\ud83d"}')

@@ -156,7 +156,7 @@ def test_a_command_that_an_abort_reaches_before_the_tool_counts_as_aborted(world
     os.kill(world.await_hanging(), signal.SIGTERM)
     ran = ended(process)
     assert ran.status == 128 + signal.SIGTERM
-    assert "`docker push` was terminated by SIGTERM." in ran.err
+    assert "`docker push` was ended by signal 15 (Terminated)." in ran.err
 
 
 # --- processes that cannot be ended ---------------------------------------------------
