@@ -51,7 +51,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM
+from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM
 from typing import Any, NamedTuple, Optional, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -170,6 +170,9 @@ class Rack(NamedTuple):
     environment: dict[str, str]  # for the convox CLI and the hooks
 
 
+CURRENT_RACK = "the convox CLI's current rack"
+
+
 def choose_rack(option: str) -> Rack:
     """Return the rack named by --rack or the environment, else the app's own, else the CLI's.
 
@@ -184,7 +187,8 @@ def choose_rack(option: str) -> Rack:
         return Rack(host, "", {**os.environ, **login})
     name = option or local_setting("rack")
     variables = {"CONVOX_RACK": name} if name else {}
-    return Rack(name or "the convox CLI's current rack", name, {**os.environ, **variables})
+    label = f"{name} via {host}" if host else name  # a Console, for some CLIs a rack
+    return Rack(label or CURRENT_RACK, name, {**os.environ, **variables})
 
 
 def rack_url() -> SplitResult:
@@ -528,8 +532,6 @@ class CommandFailed(DeployError):
     def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
         super().__init__(output)
         self.argv, self.status, self.output, self.advice = argv, status, output, ""
-        if -status in (SIGHUP, SIGINT, SIGTERM, SIGPIPE):
-            self.exit_code = 128 - status  # the same signal is about to reach us
 
     @property
     def reason(self) -> str:
@@ -563,7 +565,7 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
-STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGALRM]  # that stop a deploy
+STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGALRM]  # that stop a deploy
 LAST_SIGNALS = [SIGKILL, 0]  # to stop commands, after SIGTERM; 0 gives up
 
 
@@ -698,6 +700,8 @@ class Shell:
                 doing += self._await_group(command.pgid)
             self._groups.discard(command.pgid)
         self.raise_if_stopped(f"while {doing}")
+        if -command.exit_code in (*STOP_SIGNALS, SIGPIPE):  # which is about to reach us, too
+            raise Stopped(-command.exit_code, f"while {doing}", self.minutes)
         stdout = os.fsdecode(command.stdout)
         if command.exit_code:
             output = os.fsdecode(command.stderr) or (stdout if "_err_to_out" in options else "")
@@ -851,18 +855,23 @@ def run_url() -> str:
 # --- docker and ECR -------------------------------------------------------------------
 
 PUSHED = "digest: (sha256:[0-9a-f]{64}) size: "
+IMMUTABLE = "tag invalid|immutable"
 MISSING = r"\bEOF\b|repository .* does not exist|name unknown"  # a repository, says docker
-PUSH_ADVICE = {
+ECR_ADVICE = {
     "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
     " `docker login`, or remove --skip-ecr-login.",
-    "tag invalid|immutable": "This tag already exists and the repository's tags are immutable."
-    " Unset IMAGE_TAG or choose a new tag.",
     "403 Forbidden|authorization token has expired": "Either the ECR login has expired (with"
     " --skip-ecr-login, log in again), or this AWS user is not allowed to push.",
     "not authorized|AccessDenied|denied": "This AWS user or role is not allowed to push. Grant it"
     " access (for example with the AmazonEC2ContainerRegistryPowerUser policy), or set AWS_PROFILE"
     " to a profile that has it.",
+}
+PUSH_ADVICE = {
+    IMMUTABLE: "This tag already exists and the repository's tags are immutable. Unset IMAGE_TAG or"
+    " choose a new tag.",
     MISSING: "The repository may not exist. Create it, or correct its name.",
+    "(?i)no basic auth|unauthorized|denied|forbidden": "Run `docker login` for this registry, and"
+    " check that you are allowed to push to this repository.",
     "no space left": "The disk is full. `docker system prune` frees space used by docker.",
 }
 TRANSIENT = r"""(?x)
@@ -943,6 +952,10 @@ class Image:
     tag: str = ""
     cache: list[str] = field(default_factory=list)  # options of docker build
 
+    @property
+    def short_id(self) -> str:
+        return self.id.partition(":")[2][:12]
+
 
 class Docker(NamedTuple):
     build_args: Sequence[str]  # the user's
@@ -1003,49 +1016,49 @@ class Docker(NamedTuple):
             if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
                 raise CommandFailed(inspect, 0, "It printed no image ID.")
 
-    def push(self, local: str, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
-        """Tag and push an image. Return the digest, if known.
+    def push(self, image: Image, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
+        """Tag and push an image. Return the digest, if known. Retry on transient errors.
 
         docker's messages about a missing repository differ between versions, so ask ECR to create
         it: once, and only after a failed push, because an account may create repositories on push,
-        from a template. Retry on transient errors.
+        from a template.
         """
-        pauses = list(PUSH_PAUSES)
         self.names.add(reference)
-        shell.run("docker", "tag", local, reference)
+        shell.run("docker", "tag", image.local, reference)
+        pauses = list(PUSH_PAUSES)
         while True:
             try:
-                return self.push_once(reference, label)
+                with advice({**(ECR_ADVICE if ecr else {}), **PUSH_ADVICE}):
+                    return self.push_once(reference, label)
             except CommandFailed as failure:
-                if failure.exit_code != FAILED or not failure.status:  # stopped, or no digest
-                    raise
-                is_missing = re.search(MISSING, failure.output)
-                is_transient = re.search(TRANSIENT, failure.output)
-                if ecr and ecr.refusal is None and ecr.create():
+                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
+                    shell.say(f"{label}{reference} is already in the registry.")
+                    return None
+                if failure.status and ecr and ecr.refusal is None and ecr.create():
                     continue
-                if ecr and ecr.refusal:
-                    if is_missing or not failure.advice:
-                        failure.advice = (
-                            f"The repository may not exist, and was not created. {ecr.refusal}"
-                        )
-                    if is_missing and "AccessDenied" in ecr.refusal:
-                        raise
-                elif ecr:  # but is eventually consistent
-                    is_transient = is_transient or is_missing
-                if not (is_transient and pauses):
+                if not (self.may_recover(failure, ecr) and pauses):
                     raise
                 warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
             shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
 
+    def may_recover(self, failure: CommandFailed, ecr: Optional[Ecr]) -> bool:
+        """Return whether to retry a failed push. Add ECR's refusal to create the repository."""
+        is_missing = re.search(MISSING, failure.output)
+        is_transient = re.search(TRANSIENT, failure.output)
+        if not (ecr and ecr.refusal):  # ECR takes some seconds to know a new repository
+            return bool(is_transient or (ecr and is_missing))
+        if is_missing or not failure.advice:
+            failure.advice = f"The repository may not exist, and was not created. {ecr.refusal}"
+        return bool(is_transient and not (is_missing and "AccessDenied" in ecr.refusal))
+
     def push_once(self, reference: str, label: str) -> Optional[str]:
         push = ["docker", "push", reference]
-        with advice(PUSH_ADVICE):
-            if sys.stdout.isatty() and not label and not shell.quiet:
-                shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
-                return None
-            digest = re.search(PUSHED, shell.stream(*push, label=label))
-            if not digest and not shell.dry_run:
-                raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
+        if sys.stdout.isatty() and not label and not shell.quiet:
+            shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
+            return None
+        digest = re.search(PUSHED, shell.stream(*push, label=label))
+        if not digest and not shell.dry_run:
+            raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
         return digest and digest[1]
 
     def remove_names(self) -> None:
@@ -1066,8 +1079,9 @@ CONVOX_ADVICE = {  # builds first: their logs may contain the others
     " `-- --platform linux/amd64`.",
     "no such app": "Create the app with `convox apps create`, or check APP_NAME.",
     "could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists the racks.",
-    "dial tcp|no such host|connection refused|i/o timeout": "Check CONVOX_HOST, and that this"
-    " machine can reach the rack.",
+    # only in the last line: an app's own log may contain them, too
+    r"(dial tcp|no such host|connection refused|i/o timeout|x509|tls: |: 50\d).*\Z": "Check"
+    " CONVOX_HOST, and that this machine can reach the rack.",
     r"\b401$|[Uu]nable to authenticate|authentication failed|no current rack": "Check CONVOX_HOST"
     " and CONVOX_PASSWORD, or log in with `convox login`.",
 }
@@ -1125,6 +1139,15 @@ class Convox:
 
     def read_app(self) -> App:
         return self.get("", lambda app: App(str(app["release"] or ""), str(app["status"])))
+
+    def check_still_running(self, before: str) -> None:
+        """Raise DeployError if the app is running another release, perhaps on another rack."""
+        if (now := self.read_app().release) != before:
+            raise DeployError(
+                f"{self.app} is running {now or 'no release'}, but was running"
+                f" {before or 'no release'} when this deploy started. Either someone else has"
+                " deployed, or `convox switch` has changed the rack. Deploy again, with --rack."
+            )
 
     def image_of(self, services: Iterable[Service], release: str) -> str:
         """Return the image that one of the services has in a release. Raise CommandFailed."""
@@ -1386,8 +1409,7 @@ class Deploy:
                     self.docker.inspect(image)
                     names = ", ".join(dict.fromkeys(service.name for service in image.services))
                     shell.say(f"Image for {names}: {image.platform}")
-                parts = [describe, image.id.partition(":")[2][:12]]
-                image.tag = self.settings.tag or "-".join(filter(None, parts))
+                image.tag = self.settings.tag or "-".join(filter(None, [describe, image.short_id]))
             repositories = {service.repository for service in self.manifest.services}
             shell.parallel(self.push_to, sorted(repositories))
 
@@ -1399,7 +1421,7 @@ class Deploy:
             services = [s.name for s in image.services if s.repository == repository]
             if names := [*dict.fromkeys(services)]:  # an init container has its service's name
                 reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
-                digest = self.docker.push(image.local, reference, ecr, label)
+                digest = self.docker.push(image, reference, ecr, label)
                 self.docker.names.discard(reference)
                 self.outcome.images.append(
                     {
@@ -1420,6 +1442,8 @@ class Deploy:
                 before, after = self.manifest.text.splitlines(), text.splitlines()
                 diff = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
                 shell.say("\n".join(diff))
+            elif self.rack.label == CURRENT_RACK and not self.settings.no_verify:
+                self.convox.check_still_running(self.outcome.running_before)
             about = f"{self.commit.title or images[0].tag} {run_url()}".strip()
             with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
                 Path(directory, name).write_bytes(text.encode())
@@ -1563,6 +1587,7 @@ def prepare_streams() -> None:
         raise DeployError("Standard input, output or error is closed. Use /dev/null instead.")
     for stream in streams[1:]:  # keep bytes that are not UTF-8
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        os.set_blocking(stream.fileno(), True)
 
 
 def explained(error: Exception) -> DeployError:
@@ -1610,8 +1635,9 @@ def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
     """Print the outcome."""
     settings, outcome = run.settings, run.outcome
     if not shell.dry_run and run.current_step != "preflight":
-        for line in ["", *summary(outcome)]:
-            shell.say(line)
+        with suppress(OSError):  # a closed stdout must not keep the error from stderr
+            for line in ["", *summary(outcome)]:
+                shell.say(line)
     if error:
         for line in shell.hidden:
             echo(line, err=True)

@@ -78,6 +78,13 @@ def hook(text: str | bytes, mode: int = 0o755) -> Arrange:
     return file("deploy/after_build.sh", text, mode)
 
 
+def in_turn(*arrangements: Arrange) -> Arrange:
+    def arrange(world: World) -> Any:
+        return [arrangement(world) for arrangement in arrangements][-1]
+
+    return arrange
+
+
 def image(name: str) -> Arrange:
     return file("docker-compose.yml", f"web:\n  image: {name}\n")
 
@@ -288,6 +295,26 @@ MISTAKES: dict[str, Arrange] = {
         ),
         IMAGE_TAG="v1",
     ),
+    "a push that another registry denies": in_turn(
+        image("docker.io/acme/shop:TAG"),
+        rule("docker push", status=1, err="denied: requested access to the resource is denied\n"),
+    ),
+    "a promote whose log contains a network error": rule(
+        "convox releases promote --app",
+        status=1,
+        err="Readiness probe failed: connection refused\nERROR: timeout\n",
+    ),
+    "a switch of racks during the build": both(
+        rule(
+            "convox api get /apps/shop",
+            sequence=[
+                {"out": '{"release": "ROLDRELEASE", "status": "running"}'},
+                {"out": '{"release": "ROTHERRACKS", "status": "running"}'},
+            ],
+        ),
+        CONVOX_HOST=None,
+        CONVOX_PASSWORD=None,
+    ),
     "a repository that cannot be created": rules(
         docker_push={"status": 1, "err": NO_REPOSITORY},
         aws_ecr_create={"status": 254, "err": NO_CREATE},
@@ -312,7 +339,7 @@ MISTAKES: dict[str, Arrange] = {
         "convox releases promote --app", status=1, err="ERROR: rollback\n"
     ),
     "another running release": rule("convox releases promote --app", out="OK\n"),
-    "a command that is terminated": rule("docker push", signal=signal.SIGTERM),
+    "a command that is killed": rule("docker push", signal=signal.SIGKILL),
     "a timeout": both(rule("docker build", hang=True), "--timeout", "0.3s"),
 }
 

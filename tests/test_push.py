@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -177,7 +178,6 @@ TRANSIENT = [
 ]
 PERMANENT = [
     "denied: requested access to the resource is denied",
-    "tag invalid: The image tag 'x' already exists and cannot be overwritten because the tag is immutable.",
     "no basic auth credentials",
     "unknown: unexpected status from HEAD request to https://r.io/v2/api-502/manifests/x: 403 Forbidden",
     "error parsing HTTP 404 response body: https://r.io/v2/shop-500/502/",
@@ -203,6 +203,22 @@ def test_a_permanent_failure_is_not_retried(world: World, reason: str) -> None:
     world.rules[CREATE] = EXISTS
     ran = world.deploy()
     assert ran.status == 1 and reason in ran.err
+    assert len(world.commands("docker push")) == 1
+
+
+@pytest.mark.parametrize(("tag", "status"), [(None, 0), ("v1", 1)])
+def test_unchanged_content_is_deployed_again_if_the_tags_are_immutable(
+    world: World, tag: str | None, status: int
+) -> None:
+    """The default tag names the content. ECR refuses the same content, too."""
+    refusal = "tag invalid: The image tag 'x' cannot be overwritten because the tag is immutable."
+    world.rules["docker push"] = {"status": 1, "err": refusal}
+    world.rules[CREATE] = EXISTS
+    ran = world.deploy("--result", "result.json", env={"IMAGE_TAG": tag})
+    assert ran.status == status, ran.text
+    assert ("is already in the registry." in ran.out) == (tag is None)
+    [image] = json.loads((world.app / "result.json").read_text())["images"] or [{"digest": None}]
+    assert image["digest"] is None
     assert len(world.commands("docker push")) == 1
 
 

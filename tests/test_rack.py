@@ -128,6 +128,12 @@ def test_a_deploy_key_is_used_with_the_console_and_the_name_of_the_rack(
         assert call.env["CONVOX_HOST"] == "console.convox.com"
 
 
+def test_the_first_line_names_the_host_through_which_a_named_rack_is_reached(world: World) -> None:
+    """A Console's host, says v3. Older CLIs take it for the rack itself."""
+    ran = world.deploy("--rack", "production", env={"CONVOX_HOST": "staging.example.com"})
+    assert "to production via staging.example.com" in ran.out
+
+
 def test_without_rack_settings_the_cli_chooses_the_rack(world: World) -> None:
     ran = world.deploy(env={**LOGIN, "APP_NAME": None})
     assert ran.status == 0, ran.text

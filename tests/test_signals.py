@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from conftest import TOOL, World, ended, heed_signals, is_alive
 
 import convox_deploy
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 HANGING = {
     "docker version": "Nothing has been changed.",
     "before_build": "Nothing was released or promoted.",
@@ -156,7 +157,16 @@ def test_a_command_that_an_abort_reaches_before_the_tool_counts_as_aborted(world
     os.kill(world.await_hanging(), signal.SIGTERM)
     ran = ended(process)
     assert ran.status == 128 + signal.SIGTERM
-    assert "`docker push` was ended by signal 15 (Terminated)." in ran.err
+    assert "Stopped by SIGTERM while running `docker push`." in ran.err
+
+
+def test_an_abort_that_reaches_the_list_of_releases_first_prevents_the_promote(
+    world: World,
+) -> None:
+    world.rules["convox api get /apps/shop/releases"] = {"signal": signal.SIGTERM}
+    ran = world.deploy()
+    assert ran.status == 128 + signal.SIGTERM
+    assert world.commands("convox releases promote --app") == []
 
 
 # --- processes that cannot be ended ---------------------------------------------------
@@ -340,3 +350,27 @@ def test_a_full_disk_under_stdout_is_reported(world: World) -> None:
     assert process.returncode == 2
     assert "Cannot write: No space left on device." in err and "Traceback" not in err
     assert world.commands("docker build") == []
+
+
+def test_a_log_file_that_becomes_too_large_does_not_hide_the_error(world: World) -> None:
+    world.rules["convox build --app"] = {"usual": True, "err": "x" * 5000 + "\n"}
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    with (world.home / "log").open("w") as log:
+        ran = ended(world.start(stdout=log, preexec_fn=limit_file_size))
+    assert ran.status == 1
+    assert "release failed:" in ran.err and "Nothing was released" in ran.err
+
+
+def test_a_slow_reader_of_a_nonblocking_pipe_does_not_fail_the_deploy(world: World) -> None:
+    world.rules["convox build --app"] = {"out": "x" * 300_000 + "\nRelease: RNEWRELEASE\n"}
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    process = world.start(stdout=write_end)
+    os.close(write_end)
+    with open(read_end) as reader:
+        text = reader.read()
+    assert ended(process).status == 0
+    assert "shop is now running RNEWRELEASE." in text
