@@ -365,7 +365,7 @@ def test_a_log_file_that_becomes_too_large_does_not_hide_the_error(world: World)
 
 
 def test_a_slow_reader_of_a_nonblocking_pipe_does_not_fail_the_deploy(world: World) -> None:
-    world.rules["convox build --app"] = {"out": "x" * 300_000 + "\nRelease: RNEWRELEASE\n"}
+    world.rules["convox build --app"] = {"usual": True, "err": "x" * 300_000 + "\n"}
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     process = world.start(stdout=write_end)
