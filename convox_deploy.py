@@ -565,7 +565,7 @@ class Stopped(DeployError):
         super().__init__(why)
 
 
-STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGALRM]  # that stop a deploy
+STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]  # that stop a deploy
 LAST_SIGNALS = [SIGKILL, 0]  # to stop commands, after SIGTERM; 0 gives up
 
 
@@ -652,7 +652,7 @@ class Shell:
         for signum in (SIGCHLD, SIGALRM):  # which we depend on
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for signum in STOP_SIGNALS:
+        for signum in (*STOP_SIGNALS, SIGALRM):
             if signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self.stop)
 
@@ -855,7 +855,7 @@ def run_url() -> str:
 # --- docker and ECR -------------------------------------------------------------------
 
 PUSHED = "digest: (sha256:[0-9a-f]{64}) size: "
-IMMUTABLE = "tag invalid|immutable"
+IMMUTABLE = "because the (tag|repository) is immutable"
 MISSING = r"\bEOF\b|repository .* does not exist|name unknown"  # a repository, says docker
 ECR_ADVICE = {
     "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
@@ -1031,10 +1031,12 @@ class Docker(NamedTuple):
                 with advice({**(ECR_ADVICE if ecr else {}), **PUSH_ADVICE}):
                     return self.push_once(reference, label)
             except CommandFailed as failure:
+                if not failure.status:  # it printed no digest
+                    raise
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
                     shell.say(f"{label}{reference} is already in the registry.")
                     return None
-                if failure.status and ecr and ecr.refusal is None and ecr.create():
+                if ecr and ecr.refusal is None and ecr.create():
                     continue
                 if not (self.may_recover(failure, ecr) and pauses):
                     raise
@@ -1587,7 +1589,7 @@ def prepare_streams() -> None:
         raise DeployError("Standard input, output or error is closed. Use /dev/null instead.")
     for stream in streams[1:]:  # keep bytes that are not UTF-8
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-        os.set_blocking(stream.fileno(), True)
+        os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
 
 
 def explained(error: Exception) -> DeployError:

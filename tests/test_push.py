@@ -206,6 +206,18 @@ def test_a_permanent_failure_is_not_retried(world: World, reason: str) -> None:
     assert len(world.commands("docker push")) == 1
 
 
+@pytest.mark.parametrize("rule", [{"out": "ok\n"}, {"status": 1, "err": "denied: immutable-shop"}])
+def test_a_failed_push_to_a_repository_named_immutable_fails(
+    world: World, rule: dict[str, Any]
+) -> None:
+    world.write("docker-compose.yml", f"web:\n  image: {ECR}/immutable-shop:TAG\n")
+    world.rules["docker push"] = rule
+    world.rules[CREATE] = EXISTS
+    ran = world.deploy()
+    assert ran.status == 1 and "push failed:" in ran.err
+    assert world.commands("convox build --app") == []
+
+
 @pytest.mark.parametrize(("tag", "status"), [(None, 0), ("v1", 1)])
 def test_unchanged_content_is_deployed_again_if_the_tags_are_immutable(
     world: World, tag: str | None, status: int
@@ -217,8 +229,8 @@ def test_unchanged_content_is_deployed_again_if_the_tags_are_immutable(
     ran = world.deploy("--result", "result.json", env={"IMAGE_TAG": tag})
     assert ran.status == status, ran.text
     assert ("is already in the registry." in ran.out) == (tag is None)
-    [image] = json.loads((world.app / "result.json").read_text())["images"] or [{"digest": None}]
-    assert image["digest"] is None
+    images = json.loads((world.app / "result.json").read_text())["images"]
+    assert [image["digest"] for image in images] == ([None] if tag is None else [])
     assert len(world.commands("docker push")) == 1
 
 

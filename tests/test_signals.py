@@ -160,6 +160,12 @@ def test_a_command_that_an_abort_reaches_before_the_tool_counts_as_aborted(world
     assert "Stopped by SIGTERM while running `docker push`." in ran.err
 
 
+def test_a_command_with_an_alarm_of_its_own_has_failed_not_timed_out(world: World) -> None:
+    world.rules["docker build"] = {"signal": signal.SIGALRM}
+    ran = world.deploy()
+    assert ran.status == 1 and "Timed out" not in ran.err
+
+
 def test_an_abort_that_reaches_the_list_of_releases_first_prevents_the_promote(
     world: World,
 ) -> None:
