@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Run two real deploys of a sample app in the sandbox and check each one over HTTP."""
+"""Run two real deploys of a sample app in the sandbox and check each one over HTTP.
+
+The first deploys convox.yml as it is: the image goes to the rack's own registry. The second deploys
+docker-compose.yml, whose image goes to ECR.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +34,16 @@ def main() -> None:
     started = time.monotonic()
     title("Setting up the sandbox: a Docker Engine, ECR and a rack")
     with sandbox_and_app() as (sandbox, app):
-        deploy(app, "v1", sandbox.env)
-        check_response(sandbox.check("convox", "services", "--app", "hello"), "v1")
+        deploy(app, "v1, with an unmodified convox.yml", sandbox.env)
+        check_response(services(sandbox), "v1")
 
         change_app(app, sandbox.env)
         deploy(
             app,
-            "v2, with a before_release hook that runs a one-off command in the new release",
-            sandbox.env,
+            "v2 by a registry, with a before_release hook that runs a one-off command in the new release",
+            {**sandbox.env, "DOCKER_COMPOSE": "docker-compose.yml"},
         )
-        check_response(sandbox.check("convox", "services", "--app", "hello"), "v2")
+        check_response(services(sandbox), "v2")
         title("Cleaning up")
     print(
         f"Two deploys in {time.monotonic() - started:.0f} s, including setup. The sandbox has been removed."
@@ -68,11 +72,13 @@ def create_app(app: Path, sandbox: Sandbox) -> None:
     from sandbox import ECR
 
     shutil.copytree(HERE / "app", app)
+    shutil.copy(HERE / "convox.yml", app)
     shutil.copy(ROOT / "convox_deploy.py", app)
     shutil.copytree(ROOT / "deploy", app / "deploy")
     manifest = app / "docker-compose.yml"
     manifest.write_text(manifest.read_text().replace(ECR, sandbox.registry_host))
-    sandbox.check("convox", "apps", "create", "hello")
+    sandbox.env["CONVOX_STANDIN_CLI"] = "v3"
+    sandbox.check("convox", "apps", "create", "hello", "--rack", "sandbox")
     commit(app, "first version", sandbox.env)
 
 
@@ -101,12 +107,17 @@ def commit(app: Path, message: str, env: dict[str, str]) -> None:
 
 def deploy(app: Path, what: str, env: dict[str, str]) -> None:
     title(f"Deploying {what}")
-    print(COMMAND, flush=True)
+    manifest = env.get("DOCKER_COMPOSE")
+    print(f"$ DOCKER_COMPOSE={manifest} {COMMAND[2:]}" if manifest else COMMAND, flush=True)
     done = subprocess.run(
         ["./convox_deploy.py"], cwd=app, env={**env, "APP_NAME": "hello"}, check=False
     )
     if done.returncode:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+
+
+def services(sandbox: Sandbox) -> str:
+    return sandbox.check("convox", "services", "--app", "hello", "--rack", "sandbox")
 
 
 def check_response(services: str, expected: str) -> None:

@@ -3,7 +3,8 @@
 As root on Debian it is complete. It installs the Debian packages it needs, starts a Docker Engine
 if none is running, and serves moto's ECR API and a registry under ECR's own host name, with TLS and
 authentication. Elsewhere it uses the existing Docker Engine and a registry on localhost, also with
-authentication but without ECR.
+authentication but without ECR. The rack's own registry, for `convox build --external`, is another
+one on localhost.
 
     with Sandbox() as sandbox:
         subprocess.run(["./convox_deploy.py"], cwd=..., env=sandbox.env)
@@ -16,6 +17,7 @@ import fcntl
 import io
 import json
 import os
+import secrets
 import shutil
 import socket
 import ssl
@@ -293,6 +295,7 @@ class Sandbox:
             command += ["--bridge", BRIDGE]
             command += ["--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
             command += ["--host", self.env["DOCKER_HOST"], "--pidfile", f"{home}/dockerd.pid"]
+            self.stack.callback(self.unmount, home)
             self.report("Starting a separate Docker Engine for the sandbox.")
             self.service("dockerd", command, lambda: self.run("docker", "info").returncode == 0)
         else:
@@ -317,6 +320,11 @@ class Sandbox:
         self.check("ip", "address", "add", BRIDGE_ADDRESS, "dev", BRIDGE)
         self.check("ip", "link", "set", BRIDGE, "up")
 
+    def unmount(self, home: Path) -> None:
+        """Unmount what the engine leaves behind: the host's network, used by `docker build --network host`."""
+        for namespace in home.glob("run/netns/*"):
+            self.run("umount", str(namespace))
+
     def remove_containers(self) -> None:
         ours = f"label=convox.rack={self.env['CONVOX_STANDIN']}"
         if ids := self.run("docker", "ps", "--all", "--quiet", "--filter", ours).stdout.split():
@@ -328,8 +336,9 @@ class Sandbox:
             raise SandboxError("The images of this engine are not the sandbox's to remove.")
         self.remove_containers()
         listed = self.check("docker", "image", "ls", "--format", "{{.ID}} {{.Repository}}")
-        images = dict(line.split() for line in listed.splitlines())
-        if foreign := [image for image, name in images.items() if name != BASE_IMAGE]:
+        images = [line.split() for line in listed.splitlines()]
+        base = {image for image, name in images if name == BASE_IMAGE}
+        if foreign := [image for image in dict(images) if image not in base]:  # the newest first
             self.check("docker", "image", "rm", "--force", *foreign)
         self.check("docker", "builder", "prune", "--all", "--force")
 
@@ -337,10 +346,13 @@ class Sandbox:
         names = self.run(
             "docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"
         ).stdout.split()
+        rack = Path(self.env["CONVOX_STANDIN"], "rack.json")
+        by_cli = json.loads(rack.read_text())["tags"] if rack.exists() else []
         if ours := [
             name
             for name in names
             if name.startswith((BASE_IMAGE, "convox-standin/", self.registry_host))
+            or name.removesuffix(":latest") in by_cli
         ]:
             self.run("docker", "image", "rm", "--force", *ours)
 
@@ -384,7 +396,7 @@ class Sandbox:
         )
         self.add_to_hosts()
         self.issue_certificate()
-        self.start_registry(registry_port)
+        self.start_registry("registry", registry_port, "AWS", REGISTRY_PASSWORD)
         ports = {"registry_port": registry_port, "exists_port": exists_port}
         config = self.directory / "nginx.conf"
         config.write_text(
@@ -424,38 +436,39 @@ class Sandbox:
         self.report(
             f"ECR emulation needs root on Debian; using a plain registry on {self.registry_host} instead."
         )
-        if shutil.which("docker-registry"):
-            self.start_registry(port)
-        else:
-            self.run_registry_container(port)
-        self.log_in(self.env)
+        self.start_registry("registry", port, "AWS", REGISTRY_PASSWORD)
+        self.log_in(self.env, self.registry_host, "AWS", REGISTRY_PASSWORD)
 
-    def log_in(self, env: dict[str, str]) -> None:
-        """Log docker in to the registry. Retry, because docker may take seconds to notice a new line in /etc/hosts."""
-        login = ("docker", "login", "--username", "AWS", "--password-stdin", self.registry_host)
-        wait_for(
-            lambda: self.run(*login, input=REGISTRY_PASSWORD, env=env).returncode == 0,
-            "the registry",
-        )
+    def log_in(self, env: dict[str, str], host: str, user: str, password: str) -> None:
+        """Log docker in to a registry. Retry, because docker may take seconds to notice a new line in /etc/hosts."""
+        login = ("docker", "login", "--username", user, "--password-stdin", host)
+        wait_for(lambda: self.run(*login, input=password, env=env).returncode == 0, "the registry")
 
-    def start_registry(self, port: int) -> None:
-        """Start docker-registry on localhost without TLS. Its configuration is written as JSON, which is valid YAML."""
+    def start_registry(self, name: str, port: int, user: str, password: str) -> None:
+        """Start a registry on localhost without TLS: docker-registry or, where that is not installed, its container."""
+        htpasswd = self.directory / f"{name}.htpasswd"
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(5)).decode()
+        htpasswd.write_text(f"{user}:{hashed}\n")
+        htpasswd.chmod(0o644)
+        if not shutil.which("docker-registry"):
+            self.run_registry_container(port, htpasswd)
+            return
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": True}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self.directory / "registry")},
+                "filesystem": {"rootdirectory": str(self.directory / name)},
                 "delete": {"enabled": True},
             },
             "http": {"addr": f"127.0.0.1:{port}"},
-            "auth": {"htpasswd": {"realm": "sandbox", "path": str(self.htpasswd())}},
+            "auth": {"htpasswd": {"realm": "sandbox", "path": str(htpasswd)}},
         }
-        path = self.directory / "registry.json"
-        path.write_text(json.dumps(config))
+        path = self.directory / f"{name}.json"
+        path.write_text(json.dumps(config))  # JSON is valid YAML
         command = ["docker-registry", "serve", str(path)]
-        self.service("registry", command, lambda: listens("127.0.0.1", port))
+        self.service(name, command, lambda: listens("127.0.0.1", port))
 
-    def run_registry_container(self, port: int) -> None:
+    def run_registry_container(self, port: int, htpasswd: Path) -> None:
         name = f"convox-sandbox-registry-{port}"
         env = {"REGISTRY_AUTH": "htpasswd", "REGISTRY_AUTH_HTPASSWD_REALM": "sandbox"}
         env["REGISTRY_AUTH_HTPASSWD_PATH"] = "/htpasswd"
@@ -471,25 +484,24 @@ class Sandbox:
             "registry:2",
         )
         self.stack.callback(self.run, "docker", "rm", "--force", "--volumes", name)
-        self.check("docker", "cp", str(self.htpasswd()), f"{name}:/htpasswd")
+        self.check("docker", "cp", str(htpasswd), f"{name}:/htpasswd")
         self.check("docker", "start", name)
         wait_for(lambda: responds_to_http(f"http://127.0.0.1:{port}/v2/"), "the registry")
-
-    def htpasswd(self) -> Path:
-        path = self.directory / "htpasswd"
-        path.write_text(
-            "AWS:" + bcrypt.hashpw(REGISTRY_PASSWORD.encode(), bcrypt.gensalt(5)).decode() + "\n"
-        )
-        path.chmod(0o644)
-        return path
 
     # --- the rack ---
 
     def set_up_rack(self) -> None:
-        """Give the rack the registry's credentials, as `convox registries add` would."""
-        config = Path(self.env["CONVOX_STANDIN"], "docker-config")
+        """Give the rack a registry of its own, and its credentials and the other registry's (`convox registries add`)."""
+        state = Path(self.env["CONVOX_STANDIN"])
+        config = state / "docker-config"
         config.mkdir(parents=True)
-        self.log_in({**self.env, "DOCKER_CONFIG": str(config)})
+        env = {**self.env, "DOCKER_CONFIG": str(config)}
+        self.log_in(env, self.registry_host, "AWS", REGISTRY_PASSWORD)
+        [port] = free_ports(1)
+        own = {"host": f"localhost:{port}", "username": "rack", "password": secrets.token_hex(16)}
+        self.start_registry("rack-registry", port, own["username"], own["password"])
+        self.log_in(env, *own.values())
+        (state / "own-registry.json").write_text(json.dumps(own))
 
 
 def free_ports(count: int) -> list[int]:
