@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# Source, license and newer versions: https://git.example.com/convox-deploy
 """Build an app's Docker images off-cluster and deploy them to Convox.
 
-Copy this file into the root of your app, give the image in docker-compose.yml or convox.yml
-the literal tag TAG (image: <registry>/<repository>:TAG), and run
+Copy this file into the root of your app and run
 
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
-The lifecycle is the function deploy, near the end. Above it, from top to bottom: settings, the
-manifest, running commands, git, docker and ECR, convox, and hooks. Below it: the outcome and the
-command line.
+A deploy is the method Deploy.run: read it first. What is known about docker, ECR and convox
+(their options, output and errors) is in the class of that name above it.
 """
 
 # /// script
@@ -19,41 +19,33 @@ command line.
 import sys
 
 if (version := sys.version_info) < (3, 9):  # needs Python 3.9 or later
-    # Python 2.7 to 3.7 cannot parse the line above, and show it.
-    sys.stderr.write(
-        f"convox_deploy.py needs Python 3.9 or later, not {version[0]}.{version[1]}.\n"
-    )
-    sys.exit(2)
-IS_SCRIPT = __name__ == "__main__" and not __spec__
-if IS_SCRIPT and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.exit(f"convox_deploy.py needs Python 3.9 or later, not {version[0]}.{version[1]}.")
+if sys.platform == "win32":
+    sys.exit("convox_deploy.py needs Linux, macOS or WSL (Windows Subsystem for Linux).")
+is_script = __name__ == "__main__" and not __spec__
+if is_script and not getattr(sys.flags, "safe_path", sys.flags.isolated):
     del sys.path[0]  # the app's directory: its yaml.py or queue.py must not be imported here
 
-import os
-import signal
-
-if IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports
-
-import codecs
 import difflib
-import errno
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import tempfile
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM
-from typing import Any, NamedTuple, Optional, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Optional, TypeVar, Union
+from urllib.parse import quote, unquote
 
 try:
     import click
@@ -69,21 +61,20 @@ except ImportError as error:
     )
     sys.exit(2)
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
-HOOKS = ["before_build", "after_build", "before_release"]
-STEPS = [
-    "preflight", "before_build", "build", "after_build",
-    "push", "release", "before_release", "promote",
-]  # fmt: skip
-FAILED, NOT_STARTED, TIMED_OUT, BROKEN_PIPE = 1, 2, 124, 141  # exit codes; 128 + n after signal n
-GRACE_SECONDS = 10  # between SIGTERM and SIGKILL, like docker stop
+TOOL = "convox-deploy"
+HOOKS = "before_build after_build before_release".split()
+STEPS = "preflight before_build build after_build push release before_release promote".split()
+FAILED, NOT_STARTED, TIMED_OUT = 1, 2, 124  # exit codes; 128 + n after signal n
+GRACE_SECONDS = 5  # between SIGTERM and SIGKILL; GitHub kills a canceled job after 10
+REPEAT_SECONDS = 0.3  # within which a signal counts once
 PUSH_PAUSES = [1, 5, 15]  # seconds before a push is retried
 POLL_SECONDS = 5  # between polls of a rack that is updating
 PATIENCE_SECONDS = 120  # for a rack that does not respond after a promote
 LAST_WORDS_SECONDS = 5  # to ask what is running after a failed promote
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
-MAX_PARALLEL = 4
+TERMINAL_HEARTBEAT_SECONDS = 15
 T = TypeVar("T")
 
 
@@ -91,214 +82,101 @@ class DeployError(Exception):
     """One or more errors that the user can fix. Each says what is wrong and how to fix it."""
 
     exit_code = FAILED
+    service = ""  # whose build or push failed
 
     def __str__(self) -> str:
-        items = [str(arg).replace("\n", "\n    ") for arg in self.args]
-        return "\n".join(f"  - {item}" for item in items) if items[1:] else str(self.args[0])
+        if len(self.args) == 1:
+            return str(self.args[0])
+        return "\n".join("  - " + str(arg).replace("\n", "\n    ") for arg in self.args)
 
 
 # --- settings -------------------------------------------------------------------------
 
 RELEASE_ID = "R[A-Z]{9,10}"
+CONSOLE = r"(?i)console\.convox\.com(:443)?"
+RACK_URL = r"https?://[^/?#\s:@]+:[^][/?#\s]+@(?P<host>[A-Za-z0-9.-]+(:\d+)?)(/[^?#@\s]*)?"
+PRINT_ENCODED = 'import os, urllib.parse as u; print(u.quote(os.environ["CONVOX_PASSWORD"], ""))'
 
 
 def env(name: str) -> str:
     return os.environ.get(name, "")
 
 
-class Settings(NamedTuple):
-    """Settings from the command line and the environment. Contains no secrets."""
+class Settings(SimpleNamespace):
+    """The values of `main`'s options and variables, by name. Contains no secrets."""
 
-    app: str
-    rack: str  # empty if not given, like the others
-    file: str
-    tag: str
-    skip_ecr_login: bool
-    timeout: float  # minutes for each step, 0 for no limit
-    result: str
-    quiet: bool
-    no_verify: bool
-    cache_from_running: bool
-    dry_run: bool
-    no_promote: bool
-    release: str
-    docker_build_args: tuple[str, ...]
-    directory: str  # the project root
+
+class Rack:
+    """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
+
+    def __init__(self, name: Optional[str]) -> None:
+        self.name, self.url, self.password = name or "", env("RACK_URL"), env("CONVOX_PASSWORD")
+        self.url_match = re.fullmatch(RACK_URL, self.url)
+        self.host = self.url_match["host"] if self.url_match else env("CONVOX_HOST")
+        self.encoded_password = quote(self.password, safe="")
+
+    @property
+    def label(self) -> str:
+        # CLIs up to v2 follow the host, whatever the name.
+        return " via ".join(filter(None, [self.name, self.host])) or "the convox CLI's current rack"
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with the options, and how to fix it."""
-        if not re.fullmatch("[a-z][a-z0-9-]*", self.app):
+        """Yield where the variables that name the rack are incomplete or contradictory."""
+        host = env("CONVOX_HOST")
+        is_console = re.fullmatch(CONSOLE, self.host)
+        if self.url and not self.url_match:
+            yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
+        if is_console and (self.url or not self.name):
+            yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
+        if self.url and (self.name or host not in self.url):
+            yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
+            shown = host.rpartition("@")[2]
+            yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
+        if self.password != self.password.strip():
+            yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
+        if bool(host) != bool(self.password) and not self.name and not self.url:
+            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
             yield (
-                f"Invalid app name {self.app!r}: use lowercase letters, digits and dashes, starting"
-                " with a letter. Set APP_NAME or --app (the default is the directory name)."
-            )
-        if not re.fullmatch("([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?", self.tag):
-            yield (
-                f"Invalid image tag {self.tag!r}: use up to 128 letters, digits, dots, dashes and"
-                " underscores, not starting with a dot or dash. Set IMAGE_TAG or --tag, or neither."
-            )
-        if self.release and not re.fullmatch(RELEASE_ID, self.release):
-            yield f"{self.release!r} is not a release ID. `convox releases` lists them."
-        if self.release and self.no_promote:
-            yield "--release and --no-promote cannot be used together."
-        for word in self.docker_build_args[:1]:
-            if not word.startswith("-"):
-                yield (
-                    f"Unexpected argument {word!r}. Deploying takes no arguments. To promote an"
-                    " existing release, use --release. Put docker build arguments after `--`."
-                )
-        if {"--push", "--push=true"} & {*self.docker_build_args}:
-            yield "Remove --push from the docker build arguments. The push step pushes the image."
-        if self.result and (problem := result_problem(Path(self.result))):
-            yield problem
-
-    def resume_command(self, release: str) -> str:
-        """Return a command that promotes a release from any directory."""
-        command = [
-            sys.executable, sys.argv[0], "--app", self.app, *option("--rack", self.rack),
-            *option("--file", self.file if self.file != default_manifest() else ""),
-            *(["--no-verify"] if self.no_verify else []), "--release", release,
-        ]  # fmt: skip
-        return f"cd {shlex.quote(self.directory)} && {shlex.join(command)}"
-
-
-class Rack(NamedTuple):
-    """The rack of a deploy, for all its commands and hooks."""
-
-    label: str  # shown to the user
-    name: str  # value of --rack; may be empty
-    environment: dict[str, str]  # for the convox CLI and the hooks
-
-
-CURRENT_RACK = "the convox CLI's current rack"
-
-
-def choose_rack(option: str) -> Rack:
-    """Return the rack named by --rack or the environment, else the app's own, else the CLI's.
-
-    CLIs up to v2 read CONVOX_HOST and CONVOX_PASSWORD, those from v2 on read RACK_URL.
-    """
-    url = rack_url()
-    host = url.netloc.rpartition("@")[2] or env("CONVOX_HOST")
-    if host and not option and not is_console(host):
-        password = unquote(url.password or "") or env("CONVOX_PASSWORD")
-        url_text = env("RACK_URL") or f"https://convox:{url_quote(password)}@{host}"
-        login = {"CONVOX_HOST": host, "CONVOX_PASSWORD": password, "RACK_URL": url_text}
-        return Rack(host, "", {**os.environ, **login})
-    name = option or local_setting("rack")
-    variables = {"CONVOX_RACK": name} if name else {}
-    label = f"{name} via {host}" if host else name  # a Console, for some CLIs a rack
-    return Rack(label or CURRENT_RACK, name, {**os.environ, **variables})
-
-
-def rack_url() -> SplitResult:
-    with suppress(ValueError):
-        return urlsplit(env("RACK_URL"))
-    return urlsplit("")
-
-
-def url_quote(text: str) -> str:
-    return quote(os.fsencode(text), safe="")
-
-
-def is_console(host: str) -> bool:
-    return host.lower().partition(":")[0] == "console.convox.com"
-
-
-def local_setting(name: str) -> str:
-    """Return one of the convox CLI's local settings, such as .convox/rack. v2 uses .convox2."""
-    for directory in (".convox", ".convox2"):
-        path = Path(directory, name)
-        try:
-            if text := path.read_text().strip():
-                return text
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError) as error:
-            raise click.UsageError(f"{path} cannot be read: {error}") from None
-    return ""
-
-
-def rack_problems(option: str) -> Iterator[str]:
-    """Yield where the variables that name a rack are incomplete or contradictory."""
-    host, url_host = env("CONVOX_HOST"), rack_url().hostname
-    valid = re.fullmatch(r"(?i:https?)://[^/?#\s]+:[^/?#\s]+@[^/?#@\s]+/?", env("RACK_URL"))
-    if env("RACK_URL") and not (url_host and valid):
-        yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
-    if url_host and (option or host.lower().partition(":")[0] not in ("", url_host)):
-        yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-    if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
-        shown = re.sub("[^/]*@", "***@", host)
-        yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
-    console = url_host or host
-    if is_console(console) and (url_host or not (option or local_setting("rack"))):
-        yield (
-            f"{console} is the Convox Console, not a rack. Name the rack with --rack or"
-            " CONVOX_RACK."
-        )
-    if env("CONVOX_PASSWORD") != env("CONVOX_PASSWORD").strip():
-        yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
-    for name, other in [("CONVOX_HOST", "CONVOX_PASSWORD"), ("CONVOX_PASSWORD", "CONVOX_HOST")]:
-        if env(name) or option or url_host:
-            continue
-        if similar := difflib.get_close_matches(name, os.environ.keys() - {name}, 1, 0.84):
-            yield f"{name} is not set, but {similar[0]} is. Rename it to {name}."
-        elif env(other):
-            yield (
-                f"{other} is set, but {name} is not. With only one of them, the convox CLI would"
-                " use the rack it is logged in to. Set both, or set CONVOX_RACK."
+                f"{missing} is not set, so convox would use the rack it is logged in to."
+                " Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
             )
 
+    def export(self) -> None:
+        """Set what makes convox and the hooks reach this rack.
 
-def result_problem(path: Path) -> str:
-    """Return why the result cannot be written. It may replace an empty file or our own."""
-    may_replace = not os.path.lexists(path)
-    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        if path.is_file() and not path.is_symlink():
-            text = path.read_text()
-            may_replace = not text or json.loads(text)["tool"] == "convox-deploy"
-    if not may_replace:
-        return f"--result {path} would replace a file that is not a result. Choose another file."
-    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
-        return f"Cannot write --result {path}. Choose a file in an existing, writable directory."
-    return ""
+        CLIs up to v2 read CONVOX_HOST and CONVOX_PASSWORD, those from v2 on read RACK_URL.
+        """
+        if self.name:
+            os.environ["CONVOX_RACK"] = self.name
+        elif self.host and not self.url:
+            os.environ["RACK_URL"] = f"https://convox:{self.encoded_password}@{self.host}"
 
-
-def remove_result(path: Path) -> None:
-    """Remove an earlier result, so that it is not mistaken for a new one."""
-    if os.path.isfile(path) and not result_problem(path):
-        with suppress(OSError):
-            path.unlink()
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the result file atomically. Raise OSError or DeployError."""
-    if problem := result_problem(path):
-        raise DeployError(problem)
-    unfinished = path.with_name(f".result-{os.urandom(8).hex()}")
-    try:
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    def typed(self, command: str, reads_url: bool) -> str:
+        """Return a command that reaches this rack from the user's shell. It contains no secret."""
+        password = "${CONVOX_PASSWORD:?}"
+        if self.name or not self.host:
+            return command
+        if self.url:
+            return f'RACK_URL="${{RACK_URL:?}}" {command}'
+        if not reads_url:
+            return f'CONVOX_HOST={self.host} CONVOX_PASSWORD="{password}" {command}'
+        if self.encoded_password != self.password:
+            password = f"$(python3 -c '{PRINT_ENCODED}')"
+        return f'RACK_URL="https://convox:{password}@{self.host}" {command}'
 
 
 # --- the manifest ---------------------------------------------------------------------
 
-MANIFESTS = [
-    "convox.yml",
-    "docker-compose.yml",
-    "docker-compose.yaml",
-    "compose.yaml",
-    "compose.yml",
-]
+MANIFESTS = ["convox.yml", "docker-compose.yml"]
 EXAMPLE_IMAGE = "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
 ALMOST_TAG = r"(?i)(.+):(\$?TAG|\$\{TAG.*\})\s*"
 REPOSITORY = r"""(?x)
     (localhost | [A-Za-z0-9-]+ (\.[A-Za-z0-9-]+)+ | [A-Za-z0-9-]+ (?=:)) (:\d+)?  # registry
     (/ [a-z0-9]+ ((\. | _ | __ | -+) [a-z0-9]+)* )+                               # path
 """
-BUILD_KEYS = {"path": "context", "manifest": "dockerfile"}  # convox.yml: compose
+CONVOX_KEYS = {"path": "context", "manifest": "dockerfile", "args": "args"}
+IGNORED_KEYS = {"cache_from", "cache_to", "tags", "labels"}  # the image is the same
 
 
 class Build(NamedTuple):
@@ -308,15 +186,21 @@ class Build(NamedTuple):
     dockerfile: str = ""  # relative to the context
     args: tuple[str, ...] = ()
     target: str = ""
+    platform: str = ""
+
+    @property
+    def path(self) -> str:
+        """Return where `convox build` expects the Dockerfile."""
+        return os.path.normpath(os.path.join(self.context, self.dockerfile or "Dockerfile"))
 
 
 class Service(NamedTuple):
-    """A service whose image ends in :TAG."""
+    """A service to build. Its image is pushed to its repository or, by convox, to the rack's."""
 
     name: str
-    repository: str
     build: Build
-    tag_offset: int  # where TAG is in the manifest's text
+    repository: str = ""  # empty if the manifest names no image
+    tag_offset: int = -1  # where TAG is in the manifest's text
 
 
 class Scalar(str):
@@ -326,16 +210,7 @@ class Scalar(str):
 
 
 class Loader(yaml.SafeLoader):
-    """Loads all scalars as written, numbers included, and refuses duplicate keys."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                problem = f"duplicate key {key.value!r}. Remove one."
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return node
+    """Loads scalars as written: 1.10 stays 1.10, and yes stays yes."""
 
     def scalar(self, node: Any) -> Scalar:
         scalar = Scalar(node.value)
@@ -348,474 +223,457 @@ for kind in ("str", "bool", "int", "float", "timestamp", "value"):
 Loader.add_multi_constructor("!", lambda *_: None)  # custom tags, such as !reset
 
 
-class Manifest(NamedTuple):
-    """A docker-compose.yml or convox.yml, and its services whose image ends in :TAG."""
+@dataclass
+class Manifest:
+    """A docker-compose.yml or convox.yml, and its services to build."""
 
-    text: str
-    services: list[Service]
+    path: str = ""
+    text: str = ""
+    services: list[Service] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str) -> "Manifest":
-        """Read a manifest. Raise DeployError."""
+        """Read a manifest. Raise DeployError with all its problems."""
+        if not os.path.isfile(path):
+            fix = "Run this in the app's root, or set DOCKER_COMPOSE to your manifest."
+            raise DeployError(f"{path} is not a file. {fix}")
         try:
-            text = Path(path).read_bytes().decode()  # keep CRLF line endings
-            return cls(text, read_services(text))
-        except OSError as error:
-            problems: Iterable[Any] = [f"{error.strerror}. {where_to_look()}"]
-        except RecursionError:
-            problems = ["nested too deeply."]
-        except (yaml.YAMLError, UnicodeError, OverflowError) as error:
-            mark: Any = getattr(error, "problem_mark", None)
-            line = f"line {mark.line + 1}: " if mark else ""
-            problems = [f"{line}not valid YAML: {getattr(error, 'problem', error)}"]
-        except ValueError as error:
-            problems = error.args
-        raise DeployError(*(f"{path}: {problem}" for problem in problems))
+            manifest = cls(path, Path(path).read_bytes().decode())  # keep CRLF line endings
+            services = services_in(manifest.text)
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            raise DeployError(f"{path}: not valid YAML: {error}") from None
+        manifest.read(services)
+        return manifest
+
+    @property
+    def is_compose(self) -> bool:
+        return "compose" in os.path.basename(self.path)
+
+    def read(self, services: dict[str, dict[str, Any]]) -> None:
+        """Find the services to build. Raise DeployError."""
+        problems, others = list[str](), list[str]()
+        for name, keys in services.items():
+            try:
+                if service := self.read_service(name, keys):
+                    self.services.append(service)
+                else:
+                    others.append(f"{name} ({keys['image']})")
+            except ValueError as error:
+                problems.append(f"{self.path}: service {name}: {error}")
+        if not self.services and not problems:
+            found = ", ".join(others) or "no services"
+            fix = f"`build: .` (Convox v3), or an image with the tag TAG: {EXAMPLE_IMAGE}"
+            problems.append(f"{self.path}: there is nothing to build: {found}. Add {fix}")
+        if problems:
+            raise DeployError(*problems)
+
+    def read_service(self, name: str, keys: dict[str, Any]) -> Optional[Service]:
+        """Return the service, or None if its image is third-party. Raise ValueError."""
+        image = keys.get("image")
+        if image is None and self.is_compose and not keys.get("build"):
+            raise ValueError("it has neither `image:` nor `build:`. Add one of them.")
+        if image is None:
+            return Service(name, self.read_build(keys))
+        match = re.fullmatch(ALMOST_TAG, str(image))
+        if not match:
+            if not keys.get("build"):
+                return None
+            raise ValueError(f"{image} is not built. Change its tag to TAG, or remove `build:`.")
+        if not image.endswith(":TAG"):
+            raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
+        offset = self.text.rfind(":TAG", image.start, image.end)
+        if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
+            fix = f"Write it as {EXAMPLE_IMAGE} or docker.io/<user>/<repository>:TAG"
+            raise ValueError(
+                f"image {image} must name a registry and repository, in lowercase. {fix}"
+            )
+        return Service(name, self.read_build(keys), match[1], offset + 1)
+
+    def read_build(self, keys: dict[str, Any]) -> Build:
+        """Return how a service is built. Raise ValueError."""
+        is_compose, build = self.is_compose, keys.get("build")
+        # In compose v1, the dockerfile is a key of the service.
+        read = {"platform": keys.get("platform"), "dockerfile": keys.get("dockerfile")}
+        if not isinstance(build, dict):
+            read["context"], build = build, {}
+        for key, value in build.items():
+            name = key if is_compose else CONVOX_KEYS.get(key)
+            if name in Build._fields:
+                read[name] = read.get(name) if value is None else value
+            elif not is_compose:
+                raise ValueError(f"Convox ignores build.{key}. Use only path, manifest and args.")
+            elif key in IGNORED_KEYS:
+                self.warnings.append(f"build.{key} is ignored. It does not change the image.")
+            else:
+                fix = "Use a docker build option after `--`."
+                raise ValueError(f"build.{key} is not supported. {fix}")
+        args = read.pop("args", None) or []
+        if isinstance(args, dict):
+            args = [
+                f"{name}={value}" if isinstance(value, str) else value or name
+                for name, value in args.items()
+            ]
+        elif isinstance(args, str):
+            args = [args]
+        given = {name: value for name, value in read.items() if value not in (None, "")}
+        for word in list(given.values()) + list(args):
+            if not isinstance(word, str) or "$" in word:
+                fix = "Write a string without variables, or use a docker build option after `--`."
+                raise ValueError(f"`build:` contains {word!r}. {fix}")
+        return Build(args=tuple(args), **given)
 
     def with_tags(self, tags: dict[int, str]) -> str:
         """Return the text with TAG replaced at each offset, and nothing else changed."""
         text = self.text
         for offset, tag in sorted(tags.items(), reverse=True):
-            text = text[:offset] + tag + text[offset + len("TAG") :]
+            text = f"{text[:offset]}{tag}{text[offset + len('TAG') :]}"
         return text
 
-    def conflicts(self, custom_tag: str) -> Iterator[str]:
-        """Yield services that would get the tag of another build."""
+    def conflicts(self, custom_tag: Optional[str]) -> Iterator[str]:
+        """Yield services that would get the image of another build."""
         builds: dict[Any, Build] = {}
         for service in self.services:
-            key = service.repository if custom_tag else service.tag_offset
+            key: Any = service.repository if custom_tag else service.tag_offset
+            if not service.repository:  # `convox build` tells builds apart by this path alone
+                key = path = service.build.path
+                if path.startswith(("..", "/")) or "://" in path:
+                    yield f"service {service.name}: {path} is outside the project. Move it inside."
             if builds.setdefault(key, service.build) != service.build:
-                yield (
-                    f"service {service.name} would get the same image and tag as a service with"
-                    " different build settings. Give it its own `image:`."
-                )
-
-
-def where_to_look() -> str:
-    """Suggest where the manifest is."""
-    for directory in (Path.cwd(), *Path.cwd().parents):
-        for name in MANIFESTS:
-            if os.path.isfile(directory / name):
-                is_here = directory == Path.cwd()
-                return f"Set DOCKER_COMPOSE={name}." if is_here else f"Run this in {directory}."
-    return "Run this from the project root, or set DOCKER_COMPOSE to your manifest."
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+                fix = "Give it its own `image:`."
+                yield f"service {service.name} would get the image of another build. {fix}"
 
 
 def services_in(text: str) -> dict[str, dict[str, Any]]:
     """Return the keys of each service in a manifest. Raise yaml.YAMLError."""
     top = mapping(yaml.load(text, Loader))
     services = mapping(top.get("services", top))  # compose v1 has them at the top level
-    return {str(name): mapping(keys) for name, keys in services.items()}
+    return {str(name): mapping(keys) for name, keys in services.items() if str(name)[:2] != "x-"}
 
 
-def read_services(text: str) -> list[Service]:
-    """Return the services to build. Raise ValueError with all problems, or yaml.YAMLError."""
-    services, problems = list[Service](), list[str]()
-    for name, keys in services_in(text).items():
-        init_image = mapping(keys.get("initContainer")).get("image")
-        try:
-            services += read_service(name, keys, text)
-            if re.fullmatch(ALMOST_TAG, str(init_image)):
-                services += read_service(name, {**keys, "image": init_image}, text)
-        except ValueError as error:
-            problems.append(f"service {name}: {error}")
-    if not services and not problems:
-        problems.append(f"no image ends in :TAG. Set, for example, image: {EXAMPLE_IMAGE}")
-    if problems:
-        raise ValueError(*problems)
-    return services
-
-
-def read_service(name: str, keys: dict[str, Any], text: str) -> Iterator[Service]:
-    """Yield the service, or nothing if its image is third-party. Raise ValueError."""
-    image: Any = keys.get("image")
-    if image is None:
-        raise ValueError(f"the cluster would build it. Set image: {EXAMPLE_IMAGE}")
-    match = re.fullmatch(ALMOST_TAG, str(image))
-    if not match:
-        if keys.get("build") is not None:
-            raise ValueError(f"{image} is not built. Change its tag to TAG, or remove `build:`.")
-        return
-    if not str(image).endswith(":TAG"):
-        raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
-    offset = text.rfind(":TAG", image.start, image.end)
-    if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
-        raise ValueError(
-            f"image {image} must name a registry and a repository, in lowercase and without"
-            f" variables or escapes, such as {EXAMPLE_IMAGE}, or docker.io/<user>/<repository>:TAG"
-        )
-    yield Service(name, match[1], read_build(keys.get("build"), keys.get("dockerfile")), offset + 1)
-
-
-def read_build(build: Any, dockerfile: Any) -> Build:
-    """Read `build:`, with the keys of compose or convox.yml. Raise ValueError."""
-    given = build if isinstance(build, dict) else {"context": build}
-    read: dict[str, Any] = {"dockerfile": dockerfile} if dockerfile else {}
-    for key, value in given.items():
-        field_name = BUILD_KEYS.get(key, key)
-        if field_name not in Build._fields:
-            raise ValueError(f"build.{key} is not supported. Use a docker build option after `--`.")
-        if value is not None and value != "":
-            read[field_name] = value
-    args = read.pop("args", [])
-    if isinstance(args, dict):
-        args = [
-            f"{name}={value}" if isinstance(value, str) else value or name
-            for name, value in args.items()
-        ]
-    args = args if isinstance(args, list) else [args]
-    for word in [*read.values(), *args]:
-        if not isinstance(word, str) or "$" in word:
-            raise ValueError(
-                f"`build:` contains {word!r}. Write a string without variables, or use a docker"
-                " build option after `--`."
-            )
-    return Build(args=tuple(args), **read)
+def mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 # --- running commands -----------------------------------------------------------------
 
-
-class Secrets(set[str]):
-    """Values to redact: the secrets in the environment, and those learned later."""
-
-    def learn(self, *secrets: str) -> None:
-        lines = [line.strip() for secret in secrets for line in secret.splitlines()]
-        # Shorter ones occur in ordinary words.
-        self.update(line for line in lines if len(line) >= 6)
-        longest_first = sorted(self, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(any_spelling, longest_first)) or "(?!)")
-
-    def hide(self, text: str) -> str:
-        return self.pattern.sub("***", text)
+SECRETS: set[str] = set()
+IN_GITHUB, IN_GITLAB = env("GITHUB_ACTIONS") == "true", env("GITLAB_CI") == "true"
+USES_COLOR = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
 
 
-def any_spelling(secret: str) -> str:
-    """Return a pattern for a secret whose characters may be escaped or percent-encoded."""
-    return "".join(
-        char if re.match("[A-Za-z0-9]", char) else rf"\\?({re.escape(char)}|(?i:{url_quote(char)}))"
-        for char in secret
-    )
+def learn_secrets(variables: Mapping[str, str]) -> None:
+    """Redact the values of variables with such names, except short ones: they occur in words."""
+    for name, value in variables.items():
+        if re.search("(?i)PASSWORD|SECRET|TOKEN", name):
+            for line in map(str.strip, value.splitlines()):
+                if len(line) >= 6:
+                    SECRETS.update([line, quote(line, safe="")])
 
 
-SECRETS, url_password = Secrets(), rack_url().password or ""
-SECRETS.learn(
-    url_password,
-    unquote(url_password),
-    *(
-        value
-        for name, value in os.environ.items()
-        if re.search("PASSWORD|SECRET|TOKEN", name, re.I)
-    ),
-)
+url_password = env("RACK_URL").rpartition("@")[0].rpartition(":")[2]
+learn_secrets(os.environ)
+learn_secrets({"PASSWORD": f"{url_password}\n{unquote(url_password)}"})
 
 
-COLOR = False if env("NO_COLOR") or env("TERM") == "dumb" else bool(env("FORCE_COLOR")) or None
+def redact(text: str) -> str:
+    for secret in sorted(SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def echo(text: str, err: bool = False, **style: Any) -> None:
-    """Print a line, redacted, in color if COLOR says so or, if that is None, on a terminal."""
-    click.echo(click.style(SECRETS.hide(text), **style), err=err, color=COLOR)
+    """Print a line, redacted, in place of a sign of life."""
+    if shell.has_sign_of_life:
+        click.echo("\r\x1b[K", nl=False)
+    text = redact(text)
+    click.echo(click.style(text, **style) if style else text, err=err, color=USES_COLOR)
+    shell.heard, shell.has_sign_of_life = time.monotonic(), False
 
 
 def warn(text: str) -> None:
     echo(f"warning: {text}", fg="yellow")
 
 
+Advice = Union[str, dict[str, str]]  # what to do, or what to do by patterns of the output
+
+
 class CommandFailed(DeployError):
-    """A command that failed, or that succeeded without usable output (status 0)."""
+    """A command that failed, did not start (status None), or printed nothing usable."""
 
-    def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
+    def __init__(
+        self,
+        output: str,
+        name: str = "",
+        status: Optional[int] = None,
+        advice: Advice = "",
+        service: str = "",
+    ) -> None:
         super().__init__(output)
-        self.argv, self.status, self.output, self.advice = argv, status, output, ""
-
-    @property
-    def reason(self) -> str:
-        return self.output.splitlines()[-1]
+        self.output, self.name, self.status, self.service = output, name, status, service
+        table = {"": advice} if isinstance(advice, str) else advice
+        self.advice = next((table[each] for each in table if re.search(each, output)), "")
 
     def __str__(self) -> str:
-        ended = f"exited with code {self.status}." if self.status else "succeeded, but:"
+        """Show the output from its first line that starts with ERROR:, or from the last five on."""
+        if self.status is None:
+            return self.output
+        ended = f"exited with code {self.status}."
         if self.status < 0:
             ended = f"was ended by signal {-self.status} ({signal.strsignal(-self.status)})."
-        output = [f"  {line}" for line in self.output.splitlines()[-5:]]
-        lines = [f"`{short_name(self.argv)}` {ended}", *output, self.advice]
-        return "\n".join(filter(None, lines))
-
-
-class NotStarted(CommandFailed):
-    """A command that is not installed or not executable."""
-
-    def __str__(self) -> str:
-        return self.output
+        lines = self.output.splitlines()
+        errors = [number for number, line in enumerate(lines) if line.startswith("ERROR:")]
+        start = min([*errors[:1], max(len(lines) - 5, 0)])
+        shown = "".join(f"\n  {line}" for line in lines[start : start + 21])
+        return f"{self.name} {ended}{shown}\n{self.advice}".rstrip()
 
 
 class Stopped(DeployError):
     """The deploy was stopped by a signal. SIGALRM means that a step timed out."""
 
-    def __init__(self, signum: int, when: str, minutes: float) -> None:
+    def __init__(self, signum: int, doing: str) -> None:
         self.exit_code = 128 + signum
-        why = f"Stopped by {signal.Signals(signum).name} {when}."
+        why = f"Stopped by {signal.Signals(signum).name} while {doing}."
         if signum == SIGALRM:
             self.exit_code = TIMED_OUT
-            why = f"Timed out after {minutes:g} minutes {when}. Raise --timeout or DEPLOY_TIMEOUT."
+            fix = "Raise --timeout or DEPLOY_TIMEOUT."
+            why = f"Timed out after {shell.minutes:g} minutes while {doing}. {fix}"
         super().__init__(why)
 
 
-STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]  # that stop a deploy
-LAST_SIGNALS = [SIGKILL, 0]  # to stop commands, after SIGTERM; 0 gives up
+STOP_SIGNALS = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
+HOW_PROGRAMS_START = (
+    "It must be executable and for this machine's architecture."
+    " The first line of a script must be #! and an installed interpreter, and end in LF."
+)
+WHERE_TO_GET = {
+    "docker": "https://docs.docker.com/get-docker/",
+    "convox": "https://docs.convox.com/installation/cli/",
+    "aws": "https://aws.amazon.com/cli/ (or use --skip-ecr-login if docker logs in by itself)",
+    "git": "https://git-scm.com/downloads",
+}
 
 
 class Shell:
     """Runs commands through sh, each in its own process group.
 
-    A signal, a timeout (SIGALRM) or a failure in parallel stops all groups: with SIGTERM, then,
-    after GRACE_SECONDS or a second Ctrl-C, with SIGKILL. What survives even that is left behind.
-    The handler raises nothing, because it may interrupt sh between fork and exec. Commands raise
-    once they have ended.
+    The deploy runs in a second thread. The main thread gets the signals, keeps the time and prints
+    signs of life. To stop a deploy, it ends all process groups: with SIGTERM and, after
+    GRACE_SECONDS or a second signal, with SIGKILL.
     """
 
-    dry_run = quiet = False
+    dry_run = False
     minutes = 0.0  # timeout of a step
+    max_parallel = 4
     started = heard = 0.0  # when the step started, and when it last printed something
-    doing = ""  # for messages, while several commands wait
-    stopped_by = 0  # the signal
-    signals = 0  # received
+    deadline = float("inf")
+    doing = ""  # for messages, while it polls
+    has_sign_of_life = False  # on the terminal's last line
+    stopped: Optional[Stopped] = None
+    stopped_at = 0.0
+    is_killing = False
 
     def __init__(self) -> None:
-        self.hidden: deque[str] = deque(maxlen=100_000)  # output hidden by --quiet
-        self.signals_left = [SIGTERM, *LAST_SIGNALS]
-        self._groups: set[int] = set()
+        self.running: dict[int, str] = {}  # names of commands by process group
+        self.stopping = threading.Event()
 
-    def capture(self, *argv: str, **options: Any) -> str:
-        """Run a command silently, even in a dry run. Return its stdout, which no error shows."""
-        return self._run(argv, _iter_noblock=True, **options)
-
-    def run(self, *argv: str, **options: Any) -> None:
+    def run(self, words: str, *arguments: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
-        if self.quiet:
-            self.stream(*argv, **options)
-            return
-        self.show(argv)
+        self.show(words, *arguments)
         if not self.dry_run:
-            self._run(argv, _out=1, _err=2, **options)
+            self.capture(words, *arguments, _out=1, _err=2, **options)
 
-    def stream(self, *argv: str, label: str = "", only: str = "", **options: Any) -> str:
-        """Show a command, run it, and print its output, redacted. Return its stdout.
+    def stream(self, words: str, *arguments: str, only: str = "", **options: Any) -> str:
+        """Show a command, run it, print its output and return it.
 
-        That includes stderr, unless only="err", which prints stderr alone.
+        With only="err", print only its stderr and return only its stdout.
         """
-        self.show(argv)
+        self.show(words, *arguments)
         if self.dry_run:
             return ""
         # Of a long log, only the last lines are kept.
-        options.update(_iter_noblock=only or True, _err_to_out=not only, _internal_bufsize=1000)
-        return self._run(argv, lambda line: self.say(label + line), **options)
+        options.update(_iter=only or True, _err_to_out=not only, _internal_bufsize=1000)
+        return self.capture(words, *arguments, **options)
+
+    def capture(
+        self, words: str, *arguments: str, advice: Advice = "", about: str = "", prefix: str = "",
+        **options: Any,
+    ) -> str:  # fmt: skip
+        """Run a command silently, even in a dry run, and return its stdout, which no error shows.
+
+        A command is its first words and further arguments, which may contain spaces. Errors name
+        what it is about. Raise CommandFailed or Stopped.
+        """
+        self.raise_if_stopped()
+        name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
+        command = start(words.split() + list(arguments), options)
+        self.running[command.pgid] = name
+        if "_out" in options:  # we do not see what is passed through
+            self.heard += float("inf") if sys.stdout.isatty() else 4 * HEARTBEAT_SECONDS
+        if self.stopped:  # in the meantime
+            kill_group(command.pgid, SIGTERM)
+        try:
+            self.print_lines(command, prefix)
+        finally:
+            self.await_end(command)
+        self.raise_if_stopped()
+        if command.exit_code:
+            output = command.stderr.decode(errors="replace")
+            if "_iter" in options:
+                output = f"{command}{output}"
+            output = redact(output.strip() or "Its output, if any, is above.")
+            raise CommandFailed(output, name, command.exit_code, advice, about)
+        return str(command)
 
     def parallel(self, function: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
-        """Call a function for each value in parallel. The first failure stops the rest."""
-        failures: list[Exception] = []
-
-        def attempt(value: Any) -> T:
-            try:
-                return function(value)
-            except Exception as failure:
-                failures.append(failure)
+        """Call a function for each value at once. The first failure stops the others."""
+        with ThreadPoolExecutor(self.max_parallel) as pool:
+            futures = [pool.submit(function, value) for value in values]
+            done = wait(futures, None, FIRST_EXCEPTION).done
+            failed = [future for future in done if future.exception()]
+            if failed:
                 self.stop(SIGTERM)
-                raise
+        return [future.result() for future in failed or futures]
 
-        with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-            futures = [pool.submit(attempt, value) for value in values]
-            while wait(futures, 0.1).not_done:
-                pass  # waiting without end, the main thread might not notice a signal
-        for failure in failures:
-            raise failure
-        return [future.result() for future in futures]
+    def show(self, words: str, *arguments: str) -> None:
+        """Show a command as it could be typed."""
+        echo(f"$ {words} {shlex.join(arguments)}".rstrip(), dim=True)
 
-    def show(self, *pipe: Sequence[str]) -> None:
-        """Show a command, or a pipeline, as it could be typed."""
-        self.say("$ " + " | ".join(shlex.join(map(SECRETS.hide, argv)) for argv in pipe), dim=True)
+    def pause(self, seconds: float) -> None:
+        self.stopping.wait(seconds)
+        self.raise_if_stopped()
 
-    def say(self, text: str, **style: Any) -> None:
-        """Print a line that --quiet hides."""
-        if self.quiet:
-            self.hidden.append(text)
-        else:
-            echo(text, **style)
-            self.heard = time.monotonic()
+    def start_timer(self, seconds: float) -> None:
+        self.started = self.heard = time.monotonic()
+        self.deadline = self.started + (seconds or float("inf"))
 
-    def handle_signals(self) -> None:
-        """Let signals stop the deploy, except those that our parent ignores."""
-        for signum in (SIGCHLD, SIGALRM):  # which we depend on
-            signal.signal(signum, signal.SIG_DFL)
+    def allow_commands(self, seconds: float) -> None:
+        """Allow commands again after a stop, for a limited time."""
+        self.stopped, self.doing = None, ""
+        self.stopping.clear()
+        self.start_timer(seconds)
+
+    def raise_if_stopped(self) -> None:
+        if self.stopped:
+            raise self.stopped
+
+    def watch(self, work: Callable[[], T]) -> T:
+        """Call a function in a second thread, and watch over it until it ends."""
+        signal.signal(SIGCHLD, signal.SIG_DFL)  # or exit codes would be lost
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for signum in (*STOP_SIGNALS, SIGALRM):
-            if signal.getsignal(signum) != signal.SIG_IGN:
+        for signum in [SIGALRM, *STOP_SIGNALS]:
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                 signal.signal(signum, self.stop)
+        patience = TERMINAL_HEARTBEAT_SECONDS if sys.stdout.isatty() else HEARTBEAT_SECONDS
+        ending = ThreadPoolExecutor(1).submit(work)
+        while wait([ending], 0.1).not_done:
+            now = time.monotonic()
+            if now > self.deadline:
+                self.stop(SIGALRM)
+            if (self.running or self.doing) and now - self.heard > patience:
+                self.give_sign_of_life(now)
+        return ending.result()
+
+    def give_sign_of_life(self, now: float) -> None:
+        sign, seconds = f"Still {self.what_is_running()}", now - self.started
+        with suppress(OSError):  # a closed output is for the next echo to report
+            if not sys.stdout.isatty():
+                return echo(f"{sign} ({seconds / 60:.0f} min)")
+            click.echo(f"\r\x1b[K{sign} ({seconds:.0f} s)", nl=False)
+            self.heard, self.has_sign_of_life = now + 1 - TERMINAL_HEARTBEAT_SECONDS, True
 
     def stop(self, signum: int, _frame: Any = None) -> None:
-        """Stop all commands and start no others. Use more force on a second SIGALRM or Ctrl-C."""
-        self.signals += signum != SIGALRM
-        if not self.stopped_by:
-            self.stopped_by = signum
-        elif signum not in (SIGALRM, SIGINT):
+        """Stop all commands and start no others. Kill them the second time.
+
+        It raises nothing, as a signal handler. Commands raise Stopped once they have ended.
+        """
+        now = time.monotonic()
+        if self.stopped and now < self.stopped_at + REPEAT_SECONDS:
+            return  # `uv run` passes on a signal that has reached us, too
+        self.is_killing, self.stopped_at = self.stopped is not None, now
+        self.stopped = self.stopped or Stopped(signum, self.what_is_running())
+        self.stopping.set()
+        for group in list(self.running):
+            kill_group(group, SIGKILL if self.is_killing else SIGTERM)
+        self.deadline = now + GRACE_SECONDS
+
+    def what_is_running(self) -> str:
+        names = ", ".join(list(self.running.values()))
+        return self.doing or (names and f"running {names}") or "between two commands"
+
+    def print_lines(self, command: Any, prefix: str) -> None:
+        if not command.call_args["iter"]:
             return
-        if self.signals_left:
-            now = self.signals_left.pop(0)
-            for group in list(self._groups):
-                kill_group(group, now)
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS if now == SIGTERM else 2)
-
-    @contextmanager
-    def last_words(self, seconds: float) -> Iterator[None]:
-        """Allow commands again after a stop, for a limited time."""
-        self.stopped_by, self.signals_left = 0, [*LAST_SIGNALS]
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def raise_if_stopped(self, when: str = "between two commands") -> None:
-        if self.stopped_by:
-            raise Stopped(self.stopped_by, when, self.minutes)
-
-    def _run(
-        self, argv: Sequence[str], show: Callable[[str], None] = lambda line: None, **options: Any
-    ) -> str:
-        """Run a command to its end and return its stdout. Raise CommandFailed or Stopped."""
-        command, doing = self._start(argv, **options), self.doing or f"running `{short_name(argv)}`"
-        # Stops reading 2 s after the command has ended: a daemon may keep the pipe open.
-        waiting = threading.Thread(target=command.wait, daemon=True)
-        waiting.start()
+        # This ends the iteration even if a daemon keeps the output open.
+        threading.Thread(target=command.wait, daemon=True).start()
         try:
-            for line in self._lines(command, waiting, doing):
-                show(line)
+            for line in command:
+                if line.strip() or not prefix:
+                    echo(prefix + line.rstrip("\n"))
         except OSError:  # our own output is closed
-            self.stop(SIGPIPE)
+            self.stop(SIGTERM)
             raise
-        finally:
-            if self.stopped_by:
-                doing += self._await_group(command.pgid)
-            self._groups.discard(command.pgid)
-        self.raise_if_stopped(f"while {doing}")
-        if -command.exit_code in (*STOP_SIGNALS, SIGPIPE):  # which is about to reach us, too
-            raise Stopped(-command.exit_code, f"while {doing}", self.minutes)
-        stdout = os.fsdecode(command.stdout)
-        if command.exit_code:
-            output = os.fsdecode(command.stderr) or (stdout if "_err_to_out" in options else "")
-            unknown = "See its output above." if "_out" in options else "It gave no reason."
-            raise CommandFailed(argv, command.exit_code, SECRETS.hide(output.strip() or unknown))
-        return stdout
 
-    def _start(self, argv: Sequence[str], **options: Any) -> Any:
-        self.raise_if_stopped()
-        if "_out" not in options:
-            options["_tty_out"] = False  # keeps programs from drawing progress bars
-        try:
-            command = sh.Command(argv[0])(
-                *argv[1:], _bg=True, _new_session=True,
-                _ok_code=[*range(-64, 256)], _encoding="as_it_came",
-                **{"_env": without_rack_login(), **options},
-            )  # fmt: skip
-        except (sh.CommandNotFound, sh.ForkException, OSError):
-            fix = "Install it, or add it to the PATH."
-            if "/" in argv[0]:
-                fix = "It must be an executable script."
-            raise NotStarted(argv, 0, f"Cannot run {argv[0]}. {fix}") from None
-        self._groups.add(command.pgid)
-        if self.stopped_by:  # in the meantime
-            kill_group(command.pgid, SIGTERM)
-        return command
-
-    def _lines(self, command: Any, waiting: threading.Thread, doing: str) -> Iterator[str]:
-        """Yield the lines of a command's output. Print a sign of life while there are none."""
-        options, patience = command.call_args, HEARTBEAT_SECONDS
-        if options["out"]:  # its output goes straight through
-            patience = sys.maxsize if sys.stdout.isatty() else 5 * HEARTBEAT_SECONDS
-        for line in command if options["iter_noblock"] else ticks(waiting):
-            now = time.monotonic()
-            if not self.signals_left:
-                return
-            if line != errno.EWOULDBLOCK:
-                yield line.rstrip("\n")
-            elif now - self.heard > patience:
-                self.heard = now
-                with suppress(OSError):
-                    echo(f"Still {doing} ({(now - self.started) / 60:.0f} min)")
-
-    def _await_group(self, group: int) -> str:
-        """Wait until a stopped command's children have ended. Return which ones cannot be ended."""
-        while True:
-            problem = ""
-            try:
-                os.killpg(group, 0)
-            except ProcessLookupError:
-                return ""
-            except PermissionError:
-                problem = f", which another user runs and we cannot end (process group {group})"
-            if not self.signals_left:
-                return problem
+    def await_end(self, command: Any) -> None:
+        """Wait until a command and, if it was stopped, its children have ended."""
+        status = command.exit_code  # waits
+        if -status in STOP_SIGNALS and not self.stopped:  # which is about to reach us, too
+            self.stop(-status)
+        while self.stopped and not self.is_killing and is_alive(command.pgid):
             time.sleep(0.05)
+        del self.running[command.pgid]
 
 
 shell = Shell()
 
 
-def ticks(thread: threading.Thread) -> Iterator[Any]:
-    while thread.is_alive():
-        yield errno.EWOULDBLOCK
-        thread.join(0.1)
+def start(argv: list[str], options: dict[str, Any]) -> Any:
+    """Start a command in a process group of its own. Raise CommandFailed."""
+    program = argv[0]
+    options.setdefault("_in", "")
+    if "_out" not in options:
+        options["_tty_out"] = False  # keeps programs from drawing progress bars
+    try:
+        return sh.Command(program)(
+            *argv[1:], _bg=True, _new_session=True, _ok_code=list(range(-64, 256)),
+            _encoding="utf-8", _decode_errors="replace", **options,
+        )  # fmt: skip
+    except (sh.CommandNotFound, sh.ForkException, OSError):
+        why = f"Cannot run {program}. {HOW_PROGRAMS_START}"
+        if program in WHERE_TO_GET and not shutil.which(program):
+            why = f"{program} is not installed, or not on the PATH. Get it: {WHERE_TO_GET[program]}"
+        raise CommandFailed(why) from None
 
 
-def as_it_came(name: str) -> Optional[codecs.CodecInfo]:
-    """A codec for sh that keeps bytes that are not UTF-8, in paths, arguments and output."""
-    if name != "as_it_came":
-        return None
-    return codecs.CodecInfo(
-        lambda text, _="": codecs.utf_8_encode(text, "surrogateescape"),
-        lambda data, _="": codecs.utf_8_decode(data, "surrogateescape", True),
-    )
-
-
-codecs.register(as_it_came)
-codecs.lookup("as_it_came")  # now, because a child must not import between fork and exec
-
-
-def without_rack_login() -> dict[str, str]:
-    """Return our environment for programs that don't need the rack's password."""
-    return {k: v for k, v in os.environ.items() if k not in ("CONVOX_PASSWORD", "RACK_URL")}
-
-
-def kill_group(group: int, signum: int) -> None:
+def kill_group(group: int, signum: int) -> bool:
+    """Send a signal to a process group. Return whether it exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signum)
+        return True
+    return False
 
 
-def short_name(argv: Sequence[str]) -> str:
-    """Return a command without its arguments: docker push, convox releases promote."""
-    return " ".join([argv[0], *(word for word in argv[1:3] if re.fullmatch("[a-z][a-z-]*", word))])
+def is_alive(group: int) -> bool:
+    """Return whether a process group has processes. Reap those that are left to us, as pid 1."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    return kill_group(group, 0)
 
 
-@contextmanager
-def advice(table: dict[str, str]) -> Iterator[None]:
-    """Add the advice for the first pattern that matches a failed command's output."""
-    try:
-        yield
-    except CommandFailed as failure:
-        matches = (text for pattern, text in table.items() if re.search(pattern, failure.output))
-        failure.advice = failure.advice or next(matches, "")
-        raise
-
-
-def option(name: str, value: str) -> list[str]:
+def option(name: str, value: Optional[str]) -> list[str]:
     return [name, value] if value else []
 
 
-# --- git ------------------------------------------------------------------------------
+# --- git and CI -----------------------------------------------------------------------
 
-BRANCHES = ["BRANCH_NAME", "GIT_BRANCH", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_BRANCH"]
+BRANCHES = """
+    BRANCH_NAME GIT_BRANCH GITHUB_HEAD_REF GITHUB_REF_NAME CI_COMMIT_BRANCH BUILDKITE_BRANCH
+    CIRCLE_BRANCH TRAVIS_BRANCH DRONE_BRANCH BITBUCKET_BRANCH
+""".split()
+RUN_URLS = """
+    BUILD_URL CI_JOB_URL BUILDKITE_BUILD_URL CIRCLE_BUILD_URL TRAVIS_BUILD_WEB_URL DRONE_BUILD_LINK
+""".split()
 
 
 class Commit(NamedTuple):
@@ -831,113 +689,170 @@ class Commit(NamedTuple):
 def read_commit() -> Commit:
     """Return the checked-out commit. Raise CommandFailed."""
 
-    def git(*args: str) -> str:
-        return re.sub(r"[\x00-\x1f\x7f]+", " ", shell.capture("git", *args)).strip()
+    def git(words: str) -> str:
+        fix = "The image tag names the commit. Fix this, or set IMAGE_TAG."
+        text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", shell.capture(f"git {words}", advice=fix))
+        return text.replace("##[", "## [").strip()  # which would be a command in GitHub Actions
 
-    if not any(
-        os.path.exists(directory / ".git") for directory in (Path.cwd(), *Path.cwd().parents)
-    ):
+    if not any(Path(parent, ".git").exists() for parent in Path(".git").absolute().parents):
         return Commit()
-    sha, _, title = git("log", "-1", "--no-show-signature", "--format=%H %h %s").partition(" ")
-    branch, git_dir = git("rev-parse", "--abbrev-ref", "HEAD", "--absolute-git-dir").split(" ", 1)
+    sha, _, title = git("log -1 --no-show-signature --format=%H%x20%h%x20%s").partition(" ")
+    branch, git_dir = git("rev-parse --abbrev-ref HEAD --absolute-git-dir").split(" ", 1)
     if branch == "HEAD":  # detached, as in CI
-        branch = next(filter(None, map(env, BRANCHES)), branch).replace("origin/", "", 1)
-    return Commit(sha, branch, git("describe", "--always", "--dirty"), title, git_dir)
+        branch = next(filter(None, map(env, BRANCHES)), branch).removeprefix("origin/")
+    return Commit(sha, branch, git("describe --always --dirty"), title, git_dir)
 
 
 def run_url() -> str:
     """Return the URL of the CI run, "" outside CI."""
     if run := env("GITHUB_RUN_ID"):
         return f"{env('GITHUB_SERVER_URL')}/{env('GITHUB_REPOSITORY')}/actions/runs/{run}"
-    return env("BUILD_URL") or env("CI_JOB_URL")
+    return next(filter(None, map(env, RUN_URLS)), "")
+
+
+def header(step: str) -> str:
+    return f"==> [{STEPS.index(step) + 1}/{len(STEPS)}] {step}"
+
+
+@contextmanager
+def folded(step: str) -> Iterator[None]:
+    """Print a step's header. GitHub and GitLab fold what follows."""
+    style: dict[str, Any] = {"fg": "cyan", "bold": True}
+    if IN_GITHUB:  # which reads only lines that start with ::
+        echo(f"::group::{header(step)}")
+    elif IN_GITLAB:
+        echo(f"\x1b[0Ksection_start:{time.time():.0f}:{step}\r\x1b[0K{header(step)}", **style)
+    else:
+        echo(f"\n{header(step)}", **style)
+    try:
+        yield
+    finally:
+        if IN_GITHUB:
+            echo("::endgroup::")
+        elif IN_GITLAB:
+            echo(f"\x1b[0Ksection_end:{time.time():.0f}:{step}\r\x1b[0K")
+
+
+def report_to_github(result: dict[str, Any]) -> None:
+    """Give a deploy's result to its workflow, as an annotation, outputs and a summary."""
+    error = result["error"]
+    outputs = "".join(f"{key}={result[key]}\n" for key in ("status", "release", "running"))
+    summary = f"### {result['app']}: deploy {result['status']}\n\n{outputs}\n{error}\n"
+    summary = summary.replace("\n", "\n    ")  # which shows it as it is
+    if error:
+        text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        echo(f"::error title={result['failed_step']} failed::{text}")
+    for variable, text in ("GITHUB_OUTPUT", outputs), ("GITHUB_STEP_SUMMARY", summary):
+        with suppress(OSError), open(env(variable), "a") as file:
+            file.write(text)
 
 
 # --- docker and ECR -------------------------------------------------------------------
 
-PUSHED = "digest: (sha256:[0-9a-f]{64}) size: "
 IMMUTABLE = "because the (tag|repository) is immutable"
-MISSING = r"\bEOF\b|repository .* does not exist|name unknown"  # a repository, says docker
-ECR_ADVICE = {
-    "no basic auth credentials|unauthorized": "docker is not logged in to this registry. Run"
-    " `docker login`, or remove --skip-ecr-login.",
-    "403 Forbidden|authorization token has expired": "Either the ECR login has expired (with"
-    " --skip-ecr-login, log in again), or this AWS user is not allowed to push.",
-    "not authorized|AccessDenied|denied": "This AWS user or role is not allowed to push. Grant it"
-    " access (for example with the AmazonEC2ContainerRegistryPowerUser policy), or set AWS_PROFILE"
-    " to a profile that has it.",
+NO_REPOSITORY = r"repository .* does not exist|name unknown"
+BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
+DOCKER_ADVICE = {
+    "permission denied while": "Your user may not use Docker. Run `sudo usermod -aG docker $USER`."
+    " Then log in again or, in CI, restart the agent.",
+    "resolve docker endpoint": "The docker context does not exist."
+    " Run `docker context use default`, or unset DOCKER_CONTEXT.",
+    "client version .* is too": "The docker client does not fit the engine."
+    " Unset DOCKER_API_VERSION, or install a newer client.",
+    "error during connect": "DOCKER_HOST names an engine that cannot be reached. Correct it or,"
+    " in GitLab, add the service docker:dind.",
+    "": "Start Docker Desktop, or run `sudo systemctl start docker`.",
 }
-PUSH_ADVICE = {
-    IMMUTABLE: "This tag already exists and the repository's tags are immutable. Unset IMAGE_TAG or"
-    " choose a new tag.",
-    MISSING: "The repository may not exist. Create it, or correct its name.",
-    "(?i)no basic auth|unauthorized|denied|forbidden": "Run `docker login` for this registry, and"
-    " check that you are allowed to push to this repository.",
+HELPER_ADVICE = {
+    "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
+    ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
+    "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
+    "credentials - err": "The store of docker's credentials is locked. Unlock it, or remove"
+    ' "credsStore" from ~/.docker/config.json.',
+}
+LOGIN_ADVICE = {
+    **HELPER_ADVICE,
+    "saving credentials: (mkdir|open)": "docker cannot write its configuration. Set DOCKER_CONFIG"
+    " to a directory of your own, such as `$(mktemp -d)`.",
+    "400 Bad Request": "ECR does not accept the password. `aws ecr get-login-password` must print"
+    " one line and nothing else.",
+    "": "Check that docker can reach the registry, and this machine's clock.",
+}
+BUILD_ADVICE = (
+    "If it could not pull a base image, log docker in to that registry in deploy/before_build.sh."
+)
+PUSH_ADVICE = {  # other errors may be transient: the push is retried
+    **HELPER_ADVICE,
+    IMMUTABLE: "This tag already exists and the repository's tags are immutable."
+    " Unset IMAGE_TAG or choose a new tag.",
+    "maximum allowed number": "ECR's limit is reached. Delete old tags or images of this repository"
+    " (`aws ecr batch-delete-image`), and give it a lifecycle policy.",
+    NO_REPOSITORY: "The repository may not exist. Create it, or correct its name.",
+    "(?i)token has expired": "Log in again. If docker did so just now, an older login is in its"
+    " way: run `docker logout https://<registry>`.",
+    r"(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
+    " Run `docker login <registry>`, or unset SKIP_ECR_AUTH.",
+    r"(?i)(?<!/)\b(forbidden|denied|not authorized)\b(?!-)": "You are not allowed to push to this"
+    " repository, or docker's login has expired. For ECR, see IAM policies in docs/ci.md of"
+    " convox-deploy.",
+    "x509: ": "Docker does not trust the registry's certificate."
+    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
     "no space left": "The disk is full. `docker system prune` frees space used by docker.",
 }
-TRANSIENT = r"""(?x)
-    \bEOF\b | (?i:
-    status (\ ?code)? [^\n]* :\ ? (429 | 50[0234]) \b | too\ ?many\ ?requests | rate\ exceeded
-    | error\ from\ registry:\ internal | connection\ (reset | refused | timed\ out) | broken\ pipe
-    | use\ of\ closed\ network\ connection | (i/o | handshake)\ timeout
-    | timeout\ awaiting\ response\ headers | client\ connection\ lost
-    | server\ closed\ idle\ connection )
-"""
-ECR_HOST = r"""(?x)
-    (?P<account>\d{12}) \.dkr[.-]ecr (-fips)? \. (?P<region>[a-z0-9-]+) \.
-    (amazonaws\.(com(\.cn)? | eu) | on\.(aws | amazonwebservices\.com\.cn)
-     | sc2s\.sgov\.gov | c2s\.ic\.gov | cloud\.adc-e\.uk | csp\.hci\.ic\.gov)
-"""
+AWS_ADVICE = {
+    "AccessDenied": "This AWS user or role lacks a permission. It needs those of the policy"
+    " AmazonEC2ContainerRegistryPowerUser, or see IAM policies in docs/ci.md of convox-deploy.",
+    "Signature (expired|not yet current)": "This machine's clock is wrong. Correct it.",
+    "MFA": "Nobody can enter an MFA code here."
+    " Use credentials that need none, or run `aws sso login` beforehand.",
+    "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
+    "(?i)connect|CERTIFICATE": "This machine cannot reach ECR in this region. Check the region in"
+    " the name of the image, and the network or proxy.",
+    "config profile": "AWS_PROFILE names a profile that does not exist on this machine.",
+    r"\A'[0-9a-f]{40}'\Z": "The AWS CLI's cache is damaged. Run `rm -r ~/.aws/cli/cache`.",
+    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.",
+}
+ECR_HOST = r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a-z.-]+"
 
 
-@dataclass
-class Ecr:
-    """A repository in ECR, accessed with the aws CLI."""
+class Ecr(NamedTuple):
+    """A registry in ECR. For another kind that docker is to log in to, write a class like this."""
 
-    registry: str
-    name: str
-    region: str
+    host: str
     account: str
-    refusal: Optional[str] = None  # of ECR to create it; empty if it exists, None if not asked
-    password: str = ""
+    region: str
 
     @classmethod
     def of(cls, repository: str) -> Optional["Ecr"]:
-        """Return the repository, or None if its registry is not ECR."""
-        registry, _, name = repository.partition("/")
-        match = re.fullmatch(ECR_HOST, registry)
-        return match and cls(registry, name, match["region"], match["account"])
+        """Return the registry of a repository, or None if it is not ECR."""
+        host = repository.partition("/")[0]
+        match = re.fullmatch(ECR_HOST, host)
+        return match and cls(host, match["account"], match["region"])
 
     @property
-    def get_password(self) -> list[str]:
-        return ["aws", "ecr", "get-login-password", "--region", self.region]
+    def get_password(self) -> str:
+        return f"aws ecr get-login-password --region {self.region}"
 
-    def read_password(self) -> None:
-        """Get the password for docker login, valid for 12 hours."""
-        with advice(AWS_ADVICE):
-            self.password = shell.capture(*self.get_password).strip()
-            if not re.fullmatch("[!-~]+", self.password):
-                raise CommandFailed(self.get_password, 0, "It printed no password.")
-        SECRETS.learn(self.password)
+    def password(self) -> str:
+        """Return the password for docker login, valid for 12 hours."""
+        password = shell.capture(self.get_password, advice=AWS_ADVICE).strip()
+        if not re.fullmatch("[!-~]+", password):
+            raise DeployError(f"`{self.get_password}` printed no password.")
+        learn_secrets({"password": password})
+        return password
 
-    def create(self) -> bool:
-        """Create the repository. Return False if it exists, or if ECR refuses."""
-        where = ["--region", self.region, "--registry-id", self.account]
-        create = ["aws", "ecr", "create-repository", *where, "--repository-name", self.name]
-        shell.show(create)
+    def create(self, repository: str) -> bool:
+        """Create a repository. Return False if it exists. Raise CommandFailed."""
+        name = repository.partition("/")[2]
+        where = f"--region {self.region} --registry-id {self.account} --repository-name {name}"
+        shell.show(f"aws ecr create-repository {where}")
         try:
-            shell.capture(*create)
-            self.refusal = ""
+            shell.capture(f"aws ecr create-repository {where}")
         except CommandFailed as failure:
-            exists = "RepositoryAlreadyExists" in failure.output
-            self.refusal = "" if exists else str(failure)
+            if "RepositoryAlreadyExists" not in failure.output:
+                raise
             return False
         return True
-
-
-AWS_ADVICE = {
-    "[Ii]nvalid choice": "This AWS CLI is older than 1.17.10. Install a newer one.",
-    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.",
-}
 
 
 @dataclass
@@ -951,141 +866,179 @@ class Image:
     platform: str = ""  # such as linux/amd64
     tag: str = ""
     cache: list[str] = field(default_factory=list)  # options of docker build
+    arguments: dict[str, str] = field(default_factory=dict)  # values for the Dockerfile's ARGs
+    build_seconds: float = 0
+
+    @property
+    def name(self) -> str:
+        return self.services[0].name
 
     @property
     def short_id(self) -> str:
         return self.id.partition(":")[2][:12]
 
 
-class Docker(NamedTuple):
-    build_args: Sequence[str]  # the user's
-    names: set[str]  # of images, to be removed in the end
+class Docker:
+    version = ""  # of the engine
+
+    def __init__(self, build_args: Sequence[str]) -> None:
+        self.build_args = build_args  # the user's
+        self.names: set[str] = set()  # of images, to be removed in the end
+        self.created: set[str] = set()  # repositories that ECR was asked to create
 
     def check(self) -> None:
-        with advice({"": "Start Docker and try again."}):
-            shell.capture("docker", "version", "--format", "{{.Server.Version}}")
+        version = "docker version --format {{.Server.Version}}"
+        self.version = shell.capture(version, advice=DOCKER_ADVICE).strip()
+
+    def dockerfile(self, build: Build) -> Path:
+        """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
+        given = re.search(r"(?:^|\0)(?:-f|--file)[\0=]?([^\0]+)", "\0".join(self.build_args))
+        return Path(given[1] if given else build.path)
 
     def missing_files(self, images: Sequence[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
-        names_file = re.search(r"(^| )(-f|--file)", " ".join(self.build_args))
         for build in (image.build for image in images if "://" not in image.build.context):
-            dockerfile = Path(build.context, build.dockerfile or "Dockerfile")
             if not os.path.isdir(build.context):
                 yield f"Build context {build.context!r} is not a directory. Correct `build:`."
-            elif not dockerfile.is_file() and not names_file:
-                yield f"{dockerfile} not found. Create it, or name another one under `build:`."
+            elif not self.dockerfile(build).is_file():
+                path = self.dockerfile(build)
+                yield f"{path} not found. Create it, or name another one under `build:`."
 
-    def login(self, ecr: Ecr) -> None:
-        login = ["docker", "login", "--username", "AWS", "--password-stdin", ecr.registry]
-        shell.show(ecr.get_password, login)
-        try:
-            with advice(
-                {"": "Check that docker can reach the registry, and this machine's clock."}
-            ):
-                if not shell.dry_run:
-                    shell.capture(*login, _in=ecr.password)
-        except CommandFailed as failure:
-            # Credential helpers that fetch passwords themselves cannot store any.
-            if not re.search("error storing credentials.*not implemented", failure.output):
-                raise
+    def arguments(self, build: Build) -> dict[str, bool]:
+        """Return the ARGs of a build's Dockerfile that nothing sets: True with a default."""
+        if not self.dockerfile(build).is_file():
+            return {}
+        text = self.dockerfile(build).read_text(errors="replace").replace("\\\n", " ")
+        options = [*(f"--build-arg={arg}" for arg in build.args), *self.build_args]
+        given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
+        found = dict[str, bool]()
+        for word in " ".join(re.findall(r"(?im)^\s*ARG\s+(.+)", text)).split():
+            name, has_default, _ = word.partition("=")
+            if name.isidentifier() and not re.fullmatch(BUILDKIT_ARG, name) and name not in given:
+                found[name] = found.get(name, False) or bool(has_default)
+        return found
 
-    def require_buildkit(self) -> None:
-        if "--secret" not in shell.capture("docker", "build", "--help"):
-            raise CommandFailed(["docker"], 0, "this needs BuildKit.")
+    def login(self, registry: Ecr, password: str) -> None:
+        login = f"docker login --username AWS --password-stdin {registry.host}"
+        shell.show(f"{registry.get_password} | {login}")
+        if not shell.dry_run:
+            shell.capture(login, _in=password, advice=LOGIN_ADVICE)
 
-    def build(self, image: Image) -> None:
-        build = image.build
+    def has_buildkit(self) -> bool:
+        return "--secret" in shell.capture("docker build --help")
+
+    def build(self, image: Image, prefix: str) -> None:
+        """Build an image. With a prefix, read docker's output and put it before each line."""
+        build, started = image.build, time.monotonic()
         self.names.add(image.local)
-        shell.run(
-            "docker", "build", "--tag", image.local, *image.cache,
-            *option("--file", build.dockerfile and os.path.join(build.context, build.dockerfile)),
-            *(word for arg in build.args for word in ("--build-arg", arg)),
-            *option("--target", build.target),
-            *self.build_args,
-            build.context,
-            # By default, the attestations of buildx give each build a new image ID.
-            _env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack_login()},
-        )  # fmt: skip
+        options = [
+            *image.cache, *option("--file", build.dockerfile and build.path),
+            *(word for arg in (*build.args, *image.arguments) for word in ("--build-arg", arg)),
+            *option("--target", build.target), *option("--platform", build.platform),
+            *self.build_args, build.context,
+        ]  # fmt: skip
+        # By default, the attestations of buildx give each build a new image ID.
+        variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, **image.arguments}
+        how: dict[str, Any] = {"about": image.name, "advice": BUILD_ADVICE, "_env": variables}
+        if prefix:
+            shell.stream("docker build --tag", image.local, *options, prefix=prefix, **how)
+        else:
+            shell.run("docker build --tag", image.local, *options, **how)
+        image.build_seconds = round(time.monotonic() - started, 3)
 
     def inspect(self, image: Image) -> None:
         """Record the image's ID and platform. Raise CommandFailed if docker does not know it."""
-        inspect = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Os}}/{{.Architecture}}"]
-        with advice({"": "If the builder does not load images into docker, add `-- --load`."}):
-            answer = shell.capture(*inspect, image.local).strip()
-            image.id, _, image.platform = answer.partition(" ")
-            if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
-                raise CommandFailed(inspect, 0, "It printed no image ID.")
+        fields = "{{.Id}} {{.Os}}/{{.Architecture}}"
+        fix = "If the builder does not load images into docker, add `-- --load`."
+        how = {"about": image.name, "advice": fix}
+        answer = shell.capture("docker image inspect --format", fields, image.local, **how)
+        image.id, _, image.platform = answer.strip().partition(" ")
+        if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
+            raise DeployError(f"`docker image inspect {image.local}` printed no image ID. {fix}")
 
-    def push(self, image: Image, reference: str, ecr: Optional[Ecr], label: str) -> Optional[str]:
-        """Tag and push an image. Return the digest, if known. Retry on transient errors.
+    def push(self, image: Image, repository: str, prefix: str) -> Optional[str]:
+        """Tag and push an image. Return the digest, if known. Retry unless it is hopeless.
 
         docker's messages about a missing repository differ between versions, so ask ECR to create
-        it: once, and only after a failed push, because an account may create repositories on push,
-        from a template.
+        it: once, and only after a failed push, because an account may create repositories on push.
         """
+        reference, pauses = f"{repository}:{image.tag}", [*PUSH_PAUSES]
         self.names.add(reference)
-        shell.run("docker", "tag", image.local, reference)
-        pauses = list(PUSH_PAUSES)
+        shell.run("docker tag", image.local, reference, about=image.name)
         while True:
             try:
-                with advice({**(ECR_ADVICE if ecr else {}), **PUSH_ADVICE}):
-                    return self.push_once(reference, label)
+                digest = self.push_once(image, reference, prefix)
+                self.names.discard(reference)
+                return digest
             except CommandFailed as failure:
-                if not failure.status:  # it printed no digest
-                    raise
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
-                    shell.say(f"{label}{reference} is already in the registry.")
+                    echo(f"{prefix}{reference} is already in the registry.")
                     return None
-                if ecr and ecr.refusal is None and ecr.create():
+                if self.create_missing(repository, failure):
                     continue
-                if not (self.may_recover(failure, ecr) and pauses):
+                if failure.status is None or failure.advice or not pauses:
                     raise
-                warn(f"`docker push` failed: {failure.reason} Retrying in {pauses[0]} s.")
-            shell.capture("sleep", str(pauses.pop(0)))  # unlike time.sleep, a signal ends it
+                reason = failure.output.splitlines()[-1]
+                warn(f"{failure.name} failed: {reason} Retrying in {pauses[0]} s.")
+            shell.pause(pauses.pop(0))
 
-    def may_recover(self, failure: CommandFailed, ecr: Optional[Ecr]) -> bool:
-        """Return whether to retry a failed push. Add ECR's refusal to create the repository."""
-        is_missing = re.search(MISSING, failure.output)
-        is_transient = re.search(TRANSIENT, failure.output)
-        if not (ecr and ecr.refusal):  # ECR takes some seconds to know a new repository
-            return bool(is_transient or (ecr and is_missing))
-        if is_missing or not failure.advice:
-            failure.advice = f"The repository may not exist, and was not created. {ecr.refusal}"
-        return bool(is_transient and not (is_missing and "AccessDenied" in ecr.refusal))
-
-    def push_once(self, reference: str, label: str) -> Optional[str]:
-        push = ["docker", "push", reference]
-        if sys.stdout.isatty() and not label and not shell.quiet:
-            shell.stream(*push, only="err", _out=1)  # with docker's own progress bars
-            return None
-        digest = re.search(PUSHED, shell.stream(*push, label=label))
-        if not digest and not shell.dry_run:
-            raise CommandFailed(push, 0, f"It printed no digest: {reference} was not pushed.")
+    def push_once(self, image: Image, reference: str, prefix: str) -> Optional[str]:
+        how: dict[str, Any] = {"about": image.name, "advice": PUSH_ADVICE, "prefix": prefix}
+        if sys.stdout.isatty() and not prefix:
+            how.update(only="err", _out=1)  # with docker's own progress bars
+        output = shell.stream("docker push", reference, **how)
+        digest = re.search("digest: (sha256:[0-9a-f]{64}) size: ", output)
         return digest and digest[1]
+
+    def create_missing(self, repository: str, failure: CommandFailed) -> bool:
+        """Create a repository in ECR that a failed push may have missed. Correct the advice."""
+        ecr, is_missing = Ecr.of(repository), re.search(rf"\bEOF\b|{NO_REPOSITORY}", failure.output)
+        if not ecr or failure.status is None:
+            return False
+        if repository not in self.created:
+            self.created.add(repository)
+            try:
+                if ecr.create(repository):
+                    return True
+            except CommandFailed as refusal:
+                if is_missing:
+                    failure.advice = f"The repository may not exist, and was not created. {refusal}"
+                return False
+        if is_missing:
+            failure.advice = ""  # ECR takes some seconds to know a new repository
+        return False
 
     def remove_names(self) -> None:
         """Remove image names. The layers stay, as cache for the next build."""
         with suppress(DeployError):
-            shell.capture("docker", "image", "rm", "--no-prune", *self.names)
+            shell.capture("docker image rm --no-prune", *self.names)
 
 
 # --- convox ---------------------------------------------------------------------------
 
-CONVOX_ADVICE = {  # builds first: their logs may contain the others
+CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
+    "(?m)^ERROR: rollback": "The new containers did not become healthy. `convox logs` or, with"
+    " Convox v3, `convox deploy-debug` says why. If it is `exec format error`, the image is for"
+    " another architecture: build it with `-- --platform linux/amd64`.",
+    "not published for": "The rack has nodes of two architectures. Build the image for both:"
+    " `-- --platform linux/amd64,linux/arm64`.",
     "no matching manifest|no match for platform": "The image is for another architecture than the"
     " rack. Build it with `-- --platform linux/amd64`.",
-    "build failed": "See the rack's output above. If it is not allowed to pull the image, add the"
-    " registry's credentials with `convox registries add`.",
-    "ERROR: rollback": "The new containers did not become healthy. Run `convox logs` to find out"
-    " why. If you see `exec format error`, the image is for another architecture: build it with"
-    " `-- --platform linux/amd64`.",
-    "no such app": "Create the app with `convox apps create`, or check APP_NAME.",
-    "could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists the racks.",
+    "(?m)^ERROR: .*will drop env var": "To keep the variables, run `convox env set NAME=VALUE`.",
+    "not authorized to perform: ecr:": "The rack may not read this repository. Name it"
+    " <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
+    "(?m)^(ERROR: )?.*build failed": "See the rack's output above. If it is not allowed to pull"
+    " the image, add the registry's credentials with `convox registries add`.",
+    r"(no such app|app not found).*\Z": "Check APP_NAME and the rack."
+    " To create the app, run `convox apps create <name>`.",
+    "(?m)^ERROR: could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
+    r"(?m)^.*(\b401$|nable to authenticate|authentication failed|no current rack)": "Check"
+    " CONVOX_HOST and CONVOX_PASSWORD (sudo drops them), or log in with `convox login`.",
     # only in the last line: an app's own log may contain them, too
-    r"(dial tcp|no such host|connection refused|i/o timeout|x509|tls: |: 50\d).*\Z": "Check"
+    r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d).*\Z": "Check"
     " CONVOX_HOST, and that this machine can reach the rack.",
-    r"\b401$|[Uu]nable to authenticate|authentication failed|no current rack": "Check CONVOX_HOST"
-    " and CONVOX_PASSWORD, or log in with `convox login`.",
+    "(?im)^ERROR: .*(forbidden|: 403|deploy key|not authorized)": "A deploy key that may not read"
+    " the app needs --no-verify.",
 }
 
 
@@ -1100,69 +1053,87 @@ class Convox:
     """The convox CLI, any version since 2016. Its --help shows which options it has."""
 
     def __init__(self, app: str, rack: Rack) -> None:
-        self.app, self.env = app, rack.environment
-        self.rack_option = option("--rack", rack.name)
-        self.services: dict[str, dict[str, Any]] = {}  # by release, once they have been read
+        self.app, self.rack = app, rack
+        self.running: dict[str, dict[str, Any]] = {}  # services, once they have been read
         self.options = {
-            "build": {"--manifest", "--description", "--id"},
+            "build": {"--manifest", "--description", "--id", "--external"},
             "releases promote": {"--wait"},
         }
 
-    def read_help(self) -> None:
+    @property
+    def target(self) -> list[str]:
+        return ["--app", self.app, *option("--rack", self.rack.name)]
+
+    @property
+    def has_external(self) -> bool:
+        return "--external" in self.options["build"]  # v3
+
+    @property
+    def reads_rack_url(self) -> bool:
+        return "--manifest" in self.options["build"]  # since v2
+
+    def check(self, no_verify: bool) -> App:
+        """Return what is running. With --no-verify, only check the login."""
         for command in self.options:
-            text = shell.capture("convox", *command.split(), "--help", _err_to_out=True)
+            text = shell.capture(f"convox {command} --help", _err_to_out=True)
             self.options[command] = {*re.findall("--[a-z][a-z-]*", text)}
         if "--app" not in self.options["build"] & self.options["releases promote"]:
-            raise DeployError("`convox` is not the Convox CLI, or too old. Install a new one.")
-        if "--rack" not in self.options["build"]:
-            self.rack_option = []  # CONVOX_RACK names it
-
-    def check(self, no_verify: bool) -> str:
-        """Return the running release. With --no-verify, only check the login."""
-        self.read_help()
+            where = WHERE_TO_GET["convox"]
+            raise DeployError(f"`convox` is not the Convox CLI, or too old. Get a new one: {where}")
+        if self.rack.url and not self.reads_rack_url:
+            raise DeployError("This convox CLI ignores RACK_URL. Set CONVOX_HOST instead.")
+        self.find_rack()
         if no_verify:
-            self.ask("rack", *self.rack_option)  # which every login is allowed to run
-            return ""
-        with advice({"": "A deploy key that is not allowed to read the app needs --no-verify."}):
-            return self.read_app().release
+            self.ask("convox rack")  # which every login is allowed to run
+            return App("", "running")
+        return self.read_app()
 
-    def ask(self, *words: str) -> str:
+    def find_rack(self) -> None:
+        """Ask the CLI for its current rack, so that nothing changes it during the deploy."""
+        if not self.rack.name and not self.rack.host:
+            with suppress(CommandFailed):
+                name = shell.capture("convox switch").strip()
+                if re.fullmatch(r"[\w./-]+", name):
+                    self.rack.name = name
+        self.rack.export()
+
+    def ask(self, words: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
-        with advice(CONVOX_ADVICE):
-            return shell.capture("convox", *words, _env=self.env)
+        arguments = (*option("--rack", self.rack.name), *arguments)
+        about = f"{self.app} on {self.rack.label}"
+        return shell.capture(words, *arguments, about=about, advice=CONVOX_ADVICE)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
-        question = ["api", "get", *self.rack_option, f"/apps/{self.app}{path}"]
-        answer = self.ask(*question)
+        answer = self.ask("convox api get", f"/apps/{self.app}{path}")
         with suppress(Exception):
             return read(json.loads(answer))
-        raise CommandFailed(["convox", *question], 0, "It printed no usable answer.")
+        why = f"`convox api get` for {self.app} on {self.rack.label} printed no usable answer."
+        raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
     def read_app(self) -> App:
         return self.get("", lambda app: App(str(app["release"] or ""), str(app["status"])))
 
-    def check_still_running(self, before: str) -> None:
-        """Raise DeployError if the app is running another release, perhaps on another rack."""
-        if (now := self.read_app().release) != before:
-            raise DeployError(
-                f"{self.app} is running {now or 'no release'}, but was running"
-                f" {before or 'no release'} when this deploy started. Either someone else has"
-                " deployed, or `convox switch` has changed the rack. Deploy again, with --rack."
-            )
+    def environment(self) -> dict[str, str]:
+        """Return the app's environment in its newest release. Raise CommandFailed."""
+        lines = self.ask("convox env", "--app", self.app).splitlines()
+        variables = dict(line.split("=", 1) for line in lines if "=" in line)
+        learn_secrets(variables)
+        return variables
 
-    def image_of(self, services: Iterable[Service], release: str) -> str:
-        """Return the image that one of the services has in a release. Raise CommandFailed."""
-        if not release:
-            raise CommandFailed(["convox"], 0, "no running release is known.")
-        if release not in self.services:
-            self.services[release] = self.get(
-                f"/releases/{release}", lambda answer: services_in(answer["manifest"])
-            )
-        for service in services:
-            if image := self.services[release].get(service.name, {}).get("image"):
-                return str(image)
-        raise CommandFailed(["convox"], 0, f"{release} has no image for it.")
+    def image_of(self, image: Image, release: str) -> str:
+        """Return the image that the services have in a release. Raise CommandFailed."""
+        problem = "no running release is known."
+        if release:
+            if not self.running:
+                self.running = self.get(
+                    f"/releases/{release}", lambda answer: services_in(answer["manifest"])
+                )
+            for service in image.services:
+                if found := self.running.get(service.name, {}).get("image"):
+                    return str(found)
+            problem = f"{release} has no image for it."
+        raise CommandFailed(problem)
 
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
@@ -1172,375 +1143,102 @@ class Convox:
                 return f"{newest['id']} ({newest.get('description') or 'no description'})"
         return ""
 
-    def build(self, directory: str, manifest: str, description: str, git_dir: str) -> str:
+    def build(
+        self, directory: str, manifest: str, about: str, options: list[str], **env: str
+    ) -> str:
         """Build a release from the manifest in a directory. Return its ID."""
         known = self.options["build"]
-        build = [
-            "convox", "build", "--app", self.app, *self.rack_option,
-            *option("--manifest" if "--manifest" in known else "--file", manifest),
-            *option("--description", description if "--description" in known else ""),
+        options = [
+            *options, *self.target, "--manifest" if self.reads_rack_url else "--file", manifest,
+            *option("--description", about if "--description" in known else ""),
             *(known & {"--id"}), directory,
         ]  # fmt: skip
-        variables = {**self.env, **({"GIT_DIR": git_dir} if git_dir else {})}  # sets BUILD_GIT_SHA
-        with advice(CONVOX_ADVICE):
-            only = "err" if "--id" in known else ""
-            output = shell.stream(*build, only=only, _env=variables).strip()
-            if shell.dry_run:
-                return "RELEASE_ID"
-            # With --id, it is the whole output. Without, it is the last line.
-            match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID})\Z", output)
-            if not match:
-                raise CommandFailed(
-                    build, 0, f"It printed no release ID, but {SECRETS.hide(output)[-60:]!r}."
-                )
+        only = "err" if "--id" in known else ""
+        variables = {**os.environ, **env}
+        output = shell.stream(
+            "convox build", *options, only=only, advice=CONVOX_ADVICE, _env=variables
+        )
+        if shell.dry_run:
+            return "RELEASE_ID"
+        # With --id, it is the whole output. Without, it is the last line.
+        match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID})\Z", output.strip())
+        if not match:
+            raise CommandFailed(redact(f"It printed no release ID.\n{output}"), "`convox build`", 0)
         return match[2]
+
+    def promote(self, release: str) -> None:
+        shell.stream(*self.promote_command(release), advice=CONVOX_ADVICE)
 
     def promote_command(self, release: str) -> list[str]:
         wait = self.options["releases promote"] & {"--wait"}
-        return [
-            "convox", "releases", "promote", "--app", self.app, *self.rack_option, *wait, release,
-        ]  # fmt: skip
+        return ["convox releases promote", *self.target, *wait, release]
 
-    def promote(self, release: str) -> None:
-        with advice(CONVOX_ADVICE):
-            shell.stream(*self.promote_command(release), _env=self.env)
+    def typed(self, words: str, *arguments: str) -> str:
+        """Return a convox command for the user to type."""
+        command = f"{words} {shlex.join(arguments)}"
+        return self.rack.typed(command, self.reads_rack_url)
+
+    def about_app(self, words: str) -> str:
+        return self.typed(words, *self.target)
 
     def await_running(self, release: str) -> None:
-        """Wait until the rack has reported the release as running, twice in a row."""
-        app, before, answered = App(), App(), time.monotonic()
-        while app != before or app.status != "running":
-            before, now = app, time.monotonic()
+        """Wait until the rack reports the release as running. Raise DeployError."""
+        app, answered = App(), time.monotonic()
+        while app.status != "running":
             try:
-                app, answered = self.read_app(), now
+                app, answered = self.read_app(), time.monotonic()
             except CommandFailed:
-                app = App()
-                if now - answered > PATIENCE_SECONDS:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
             if app.status == "failed":
                 raise DeployError(f"The status of {self.app} is failed. See `convox logs`.")
             if app.status != "running":
                 shell.doing = f"waiting for {self.app} (status: {app.status})"
-                shell.capture("sleep", str(POLL_SECONDS))
+                shell.pause(POLL_SECONDS)
         if app.release != release:
             raise DeployError(
                 f"The rack accepted the promote, but {self.app} is running"
-                f" {app.release or 'no release'}, not {release}. Either the rack rolled back, or"
-                " someone else promoted another release."
+                f" {app.release or 'no release'}, not {release}."
+                " Either the rack rolled back, or someone else promoted another release."
             )
 
 
-# --- hooks ----------------------------------------------------------------------------
-
-SHEBANG = r"#!\s*(\S*/env\s+((-\S+|\w+=\S*)\s+)*)?(?P<program>\S+).*\n?"
+# --- the lifecycle --------------------------------------------------------------------
 
 
 def hook_path(name: str) -> Path:
     return Path("deploy", f"{name}.sh")
 
 
-def check_hook(name: str) -> Iterator[str]:
-    """Yield why a hook cannot run, or nothing if it can or does not exist."""
-    path = hook_path(name)
-    if not os.path.lexists(path):
-        files = {file.name for file in path.parent.glob("*") if file.suffix in ("", ".sh")}
-        for similar in difflib.get_close_matches(path.name, files, 1, 0.85):
-            yield f"{path.parent / similar} is never run. Rename it to {path} to make it a hook."
-    elif not path.is_file():
-        yield f"{path} is a directory or a broken symlink. Replace it with a script, or remove it."
-    elif not os.access(path, os.X_OK):
-        yield f"{path} is not executable. Run: chmod +x {path}"
-    elif os.access(path, os.R_OK):
-        with path.open("rb") as script:
-            line = os.fsdecode(script.readline(256))
-        shebang = re.fullmatch(SHEBANG, line)
-        if line.startswith("#!") and line.endswith("\r\n"):
-            yield f"{path} has Windows (CRLF) line endings. Convert them to LF."
-        elif shebang and not shutil.which(shebang["program"]):
-            yield f"{path}: interpreter {shebang['program']!r} not found. Install it or fix line 1."
-        elif not shebang and not line.startswith("\x7fELF"):
-            yield f"{path} has no shebang line. Add one as the first line, such as #!/bin/sh"
+def hook_problems() -> Iterator[str]:
+    """Yield hooks that cannot run, and files that look like hooks and never run."""
+    for path in filter(os.path.lexists, map(hook_path, HOOKS)):
+        if not path.is_file():
+            yield f"{path} is not a file. Replace it with a script, or remove it."
+        elif not os.access(path, os.X_OK):
+            yield f"{path} is not executable. Run: chmod +x {path}"
+    renames = [(path, "deploy") for path in Path().glob("[Dd][Ee][Pp][Ll][Oo][Yy]")]
+    for path in Path("deploy").glob("*"):
+        name = path.name.partition(".")[0].lower()
+        renames += [
+            (path, str(hook_path(hook))) for hook in difflib.get_close_matches(name, HOOKS, 1, 0.85)
+        ]
+    for path, name in renames:
+        if not os.path.lexists(name):
+            yield f"{path} is never run. Run: {shlex.join(['mv', str(path), name])}"
 
 
-# --- the lifecycle --------------------------------------------------------------------
-
-
-@dataclass
-class Outcome:
-    """What is known so far. All of it goes into the result file."""
-
-    release: str = ""
-    running_before: str = ""
-    promote_requested: bool = False
-    verified: bool = False
-    running: str = ""  # reported by the rack after the promote
-    images: list[dict[str, Any]] = field(default_factory=list)  # that were pushed
-    seconds: dict[str, float] = field(default_factory=dict)  # by step
-
-
-class Deploy:
-    """One deploy. Its methods are the steps. The function deploy runs them in order."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.rack = settings, choose_rack(settings.rack)
-        self.docker = Docker(settings.docker_build_args, set())
-        self.convox = Convox(settings.app, self.rack)
-        self.current_step = "preflight"
-        self.commit = Commit()
-        self.manifest = Manifest("", [])
-        self.images: list[Image] = []
-        self.hooks: list[str] = []  # found in preflight
-        self.registries: dict[str, Ecr] = {}
-        self.unreachable: list[str] = []  # problems despite which a dry run continues
-        self.outcome = Outcome(release=settings.release)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Give a step its header, its timeout and its time in the summary."""
-        shell.raise_if_stopped()
-        echo(header(name), fg="cyan", bold=True)
-        started = shell.started = shell.heard = time.monotonic()
-        self.current_step = name
-        shell.hidden.clear()
-        signal.setitimer(signal.ITIMER_REAL, shell.minutes * 60)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self.outcome.seconds[name] = round(time.monotonic() - started, 3)
-
-    def preflight(self) -> None:
-        """Check everything that can be checked ahead, and log in to the registries."""
-        with self.step("preflight"):
-            if problems := [*self.local_problems()]:
-                raise DeployError(*problems)
-            checks = [self.check_git, self.check_convox]
-            if not self.settings.release:
-                checks = [self.get_passwords, self.docker.check, *checks]  # the slowest first
-            self.unreachable = [*filter(None, shell.parallel(problem_of, checks))]
-            if self.unreachable and not shell.dry_run:
-                raise DeployError(*self.unreachable)
-            if self.unreachable:
-                echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
-            echo(introduction(self), bold=True)
-            self.log_in()
-
-    def local_problems(self) -> Iterator[str]:
-        """Yield problems with settings, hooks and manifest."""
-        yield from self.settings.problems()
-        yield from rack_problems(self.settings.rack)
-        hooks = HOOKS[2:] if self.settings.release else HOOKS
-        self.hooks = [name for name in hooks if os.path.lexists(hook_path(name))]
-        for name in hooks:
-            yield from check_hook(name)
-        if os.path.isdir("deploy") and not os.access("deploy", os.R_OK | os.X_OK):
-            yield "The directory deploy is not readable. Run: chmod +rx deploy"
-        if self.settings.release and os.path.isfile(self.settings.file):
-            return  # so this is the app's root
-        try:
-            self.load_manifest()
-        except DeployError as error:
-            yield from error.args
-        yield from self.manifest.conflicts(self.settings.tag)
-        if "before_build" not in self.hooks:  # it may create missing files
-            yield from self.docker.missing_files(self.images)
-
-    def load_manifest(self) -> None:
-        self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
-        for service in self.manifest.services:
-            local = f"{self.settings.app}:deploy-{os.urandom(4).hex()}"
-            image = images.setdefault(service.build, Image(service.build, [], local))
-            image.services.append(service)
-        self.images = [*images.values()]
-
-    def check_git(self) -> None:
-        try:
-            with advice({"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}):
-                self.commit = read_commit()
-        except CommandFailed:
-            if not self.settings.tag and not self.settings.release:
-                raise
-
-    def check_convox(self) -> None:
-        self.outcome.running_before = self.convox.check(self.settings.no_verify)
-
-    def get_passwords(self) -> None:
-        for service in self.manifest.services if not self.settings.skip_ecr_login else []:
-            ecr = Ecr.of(service.repository)
-            if ecr and ecr.registry not in self.registries:
-                ecr.read_password()
-                self.registries[ecr.registry] = ecr
-
-    def log_in(self) -> None:
-        """Log in to one registry at a time. The build may need images from there."""
-        for ecr in self.registries.values():
-            self.docker.login(ecr)
-
-    def hook(self, name: str) -> None:
-        """Run a hook as a step, or print one line if there is none."""
-        path = hook_path(name)
-        if name not in self.hooks and not os.path.lexists(path):
-            return echo(f"{header(name)}: skipped, no {path}", fg="cyan")
-        with self.step(name):
-            if problems := [*check_hook(name)]:
-                raise DeployError(*problems)
-            shell.run(str(path), _in=0, _env=hook_environment(self, name))
-
-    def build(self) -> None:
-        with self.step("build"):
-            if Manifest.load(self.settings.file) != self.manifest:  # before_build has edited it
-                self.load_manifest()
-                self.get_passwords()
-                self.log_in()
-            conflicts = self.manifest.conflicts(self.settings.tag)
-            if problems := [*conflicts, *self.docker.missing_files(self.images)]:
-                raise DeployError(*problems)
-            for image in self.images:
-                if self.settings.cache_from_running:
-                    use_running_image_as_cache(self, image)
-                self.docker.build(image)
-
-    def push(self) -> None:
-        with self.step("push"):
-            if Manifest.load(self.settings.file) != self.manifest:
-                raise DeployError(
-                    f"{self.settings.file} has changed. Edit it in deploy/before_build.sh."
-                )
-            describe = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
-            for image in self.images:
-                if not shell.dry_run:
-                    self.docker.inspect(image)
-                    names = ", ".join(dict.fromkeys(service.name for service in image.services))
-                    shell.say(f"Image for {names}: {image.platform}")
-                image.tag = self.settings.tag or "-".join(filter(None, [describe, image.short_id]))
-            repositories = {service.repository for service in self.manifest.services}
-            shell.parallel(self.push_to, sorted(repositories))
-
-    def push_to(self, repository: str) -> None:
-        """Push a repository's images one at a time: the first may have to create it."""
-        ecr = Ecr.of(repository)
-        is_alone = {service.repository for service in self.manifest.services} == {repository}
-        for image in self.images:
-            services = [s.name for s in image.services if s.repository == repository]
-            if names := [*dict.fromkeys(services)]:  # an init container has its service's name
-                reference, label = f"{repository}:{image.tag}", "" if is_alone else f"{names[0]} | "
-                digest = self.docker.push(image, reference, ecr, label)
-                self.docker.names.discard(reference)
-                self.outcome.images.append(
-                    {
-                        "image": reference,
-                        "digest": digest,
-                        "platform": image.platform,
-                        "services": names,
-                    }
-                )
-
-    def release(self) -> None:
-        """Build a release. Only the manifest is uploaded: the rack pulls the images."""
-        with self.step("release"):
-            name, images = os.path.basename(self.settings.file), self.images
-            tags = {service.tag_offset: image.tag for image in images for service in image.services}
-            text = self.manifest.with_tags(tags)
-            if shell.dry_run:
-                before, after = self.manifest.text.splitlines(), text.splitlines()
-                diff = difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm="")
-                shell.say("\n".join(diff))
-            elif self.rack.label == CURRENT_RACK and not self.settings.no_verify:
-                self.convox.check_still_running(self.outcome.running_before)
-            about = f"{self.commit.title or images[0].tag} {run_url()}".strip()
-            with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
-                Path(directory, name).write_bytes(text.encode())
-                release = self.convox.build(directory, name, about, self.commit.git_dir)
-            if release == self.outcome.running_before:
-                raise DeployError(f"`convox build` returned {release}, which is already running.")
-            self.outcome.release = release
-            if not shell.dry_run:
-                echo(f"Built release {release} (not live yet). To resume from here:")
-                echo(f"  {self.settings.resume_command(release)}")
-
-    def promote(self) -> None:
-        with self.step("promote"):
-            release = self.outcome.release
-            if shell.dry_run:
-                return self.convox.promote(release)
-            if newer := self.convox.newer_release(release):
-                warn(
-                    f"{newer} is newer than {release}. Promoting {release} reverts the changes made"
-                    " in between, such as new environment variables."
-                )
-            self.outcome.promote_requested = True
-            self.convox.promote(release)
-            if not self.settings.no_verify:
-                self.convox.await_running(release)
-                self.outcome.running, self.outcome.verified = release, True
-
-
-def deploy(settings: Settings) -> None:
-    """Run the lifecycle. A step that fails raises DeployError, and nothing runs after it."""
-    shell.dry_run, shell.minutes = settings.dry_run, settings.timeout
-    shell.quiet = settings.quiet and not settings.dry_run
-    run = Deploy(settings)
-    with reporting(run):
-        run.preflight()
-        if not settings.release:
-            run.hook("before_build")
-            run.build()
-            run.hook("after_build")
-            run.push()
-            run.release()
-        if not settings.no_promote:
-            run.hook("before_release")
-            run.promote()
-
-
-def hook_environment(run: Deploy, name: str) -> dict[str, str]:
-    environment = {
-        **run.rack.environment,
-        "APP_NAME": run.settings.app,
-        "RACK_NAME": run.rack.name,
-        "GIT_HASH": run.commit.hash,
-        "GIT_BRANCH": run.commit.branch,
-        "GIT_DESCRIPTION": run.commit.title,
-    }
-    images = [] if name == "before_build" else run.images
-    if images:
-        environment["DOCKER_TAG"] = images[0].local
-    for image in images:
-        for service in image.services:
-            suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
-            environment[f"DOCKER_TAG_{suffix}"] = image.local
-    if run.outcome.release:
-        environment["RELEASE_ID"] = run.outcome.release
-    return environment
-
-
-def use_running_image_as_cache(run: Deploy, image: Image) -> None:
-    """Let the build reuse layers of the running image, and later builds reuse ours."""
-    try:
-        run.docker.require_buildkit()
-        image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
-        source = run.convox.image_of(image.services, run.outcome.running_before)
-        # Docker 20.10 passes on the cache only of images that it has pulled.
-        shell.stream("docker", "pull", "--quiet", source)
-        image.cache += ["--cache-from", source]
-    except CommandFailed as failure:
-        name = image.services[0].name
-        warn(f"Building {name} without the running image as cache: {failure.reason}")
-
-
-def introduction(run: Deploy) -> str:
-    """Return what is deployed where, and which manifest is used."""
-    settings, subject = run.settings, run.commit.title.partition(" ")[2]
-    what = f"{settings.app} {settings.release or run.commit.describe}".rstrip()
-    what += f' "{subject}"' if subject and not settings.release else ""
-    running = run.outcome.running_before and f" (running: {run.outcome.running_before})"
-    there = filter(os.path.exists, MANIFESTS)
-    others = [name for name in there if not os.path.samefile(name, settings.file)]
-    manifests = ", not ".join([settings.file, *others])
-    return f"Deploying {what} to {run.rack.label}{running}\nManifest: {manifests}"
-
-
-def header(step: str) -> str:
-    return f"\n==> [{STEPS.index(step) + 1}/{len(STEPS)}] {step}"
+def result_images(path: str) -> list[dict[str, Any]]:
+    """Return the images of an earlier deploy's result. Raise DeployError."""
+    problem = "is not a result that can be read"
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        result = json.loads(Path(path).read_text())
+        if result["tool"] == TOOL:
+            images = [{**image, "services": [*image["services"]]} for image in result["images"]]
+            if result["status"] == "succeeded" and images:
+                return images
+            problem = "is of a failed deploy" if images else "has no images"
+    raise DeployError(f"--from {path} {problem}. Use the --result of a deploy that succeeded.")
 
 
 def problem_of(check: Callable[[], None]) -> str:
@@ -1553,278 +1251,666 @@ def problem_of(check: Callable[[], None]) -> str:
     return ""
 
 
+def names_of(services: Iterable[Service]) -> str:
+    return ", ".join(service.name for service in services)
+
+
+@dataclass
+class Outcome:
+    """What is known so far. All of it goes into the result file."""
+
+    release: str = ""
+    running_before: str = ""
+    promote_requested: bool = False
+    verified: bool = False
+    running: str = ""  # as far as the rack has reported it
+    images: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # by step
+
+
+class Deploy:
+    """One deploy. `run` is the lifecycle, and the methods that follow it are the steps."""
+
+    step_name = "preflight"
+    release_requested = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.rack = settings, Rack(settings.rack)
+        self.docker = Docker(settings.docker_build_args)
+        self.convox = Convox(settings.app, self.rack)
+        self.builds_images = not (settings.release or settings.images_from)
+        self.commit, self.manifest = Commit(), Manifest()
+        self.images: list[Image] = []
+        self.tags: dict[int, str] = {}  # by offset in the manifest
+        self.hooks: list[str] = []  # found in preflight
+        self.passwords: dict[Ecr, str] = {}
+        self.app_environment: Optional[dict[str, str]] = None  # once it has been asked for
+        self.unreachable: list[str] = []  # problems despite which a dry run continues
+        self.outcome = Outcome(release=settings.release or "")
+
+    def run(self) -> None:
+        """Run the lifecycle. A step that fails raises DeployError, and nothing runs after it."""
+        self.preflight()
+        if self.builds_images:
+            self.hook("before_build")
+            self.build()
+            self.hook("after_build")
+            self.push()
+        elif self.settings.images_from:
+            self.skip(STEPS[1:5], f"--from {self.settings.images_from}")
+        if not self.settings.release:
+            self.release()
+        if not self.settings.no_promote:
+            self.hook("before_release")
+            self.promote()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Give a step its header, its timeout and its time."""
+        shell.raise_if_stopped()
+        self.step_name = name
+        shell.start_timer(shell.minutes * 60)
+        try:
+            with folded(name):
+                yield
+        finally:
+            seconds = self.outcome.seconds[name] = round(time.monotonic() - shell.started, 3)
+            with suppress(OSError):  # a closed output is for the next echo to report
+                echo(f"{name}: {seconds:.1f} s", dim=True)
+
+    def skip(self, steps: Iterable[str], why: str) -> None:
+        for name in steps:
+            echo(f"\n{header(name)}: skipped, {why}", fg="cyan")
+
+    def preflight(self) -> None:
+        """Check everything that can be checked ahead, and log in to the registries."""
+        with self.step("preflight"):
+            if problems := [*self.local_problems()]:
+                raise DeployError(*problems)
+            checks = [self.check_git, self.check_convox]
+            if self.builds_images:
+                checks = [self.get_passwords, self.docker.check, *checks]  # the slowest first
+            self.unreachable = [*filter(None, shell.parallel(problem_of, checks))]
+            if self.unreachable and not shell.dry_run:
+                raise DeployError(*self.unreachable)
+            for problem in self.unreachable:
+                warn(problem)
+            echo(self.introduction(), bold=True)
+            for text in self.manifest.warnings:
+                warn(text)
+            self.export()
+            self.log_in()
+
+    def local_problems(self) -> Iterator[str]:
+        """Yield problems with settings, hooks and manifest."""
+        yield from self.rack.problems()
+        yield from hook_problems()
+        self.hooks = [name for name in HOOKS if os.path.lexists(hook_path(name))]
+        may_change = "before_build" in self.hooks and self.builds_images
+        if may_change and not shell.dry_run and not os.path.lexists(self.settings.file):
+            return  # before_build.sh may create it
+        if self.settings.release and os.path.isfile(self.settings.file):
+            return  # so this is the app's root
+        try:
+            self.load_manifest()
+            if self.settings.images_from:
+                yield from self.take_images(result_images(self.settings.images_from))
+        except DeployError as error:
+            yield from error.args
+        yield from self.image_problems(may_change or not self.builds_images)
+
+    def load_manifest(self) -> None:
+        self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
+        for service in self.manifest.services:
+            local = f"{self.settings.app}:deploy-{os.urandom(4).hex()}"
+            image = images.setdefault(service.build, Image(service.build, [], local))
+            image.services.append(service)
+        self.images = [*images.values()]
+
+    def image_problems(self, files_may_change: bool) -> Iterator[str]:
+        yield from self.manifest.conflicts(self.settings.tag)
+        if not files_may_change:
+            yield from self.docker.missing_files(self.images)
+        services = [service for service in self.manifest.services if not service.repository]
+        if services and not self.convox.has_external:
+            yield (
+                f"{self.settings.file}: no `image:` for {names_of(services)}."
+                f" This convox CLI has no `build --external`: set image: {EXAMPLE_IMAGE},"
+                " or use a CLI and a rack of Convox v3."
+            )
+
+    def take_images(self, images: list[dict[str, Any]]) -> Iterator[str]:
+        """Use an earlier deploy's images. Yield services that have none."""
+        for service in self.manifest.services:
+            for image in images:
+                repository, _, tag = str(image.get("image")).rpartition(":")
+                if service.name in image["services"] and repository == service.repository != "":
+                    self.tags[service.tag_offset] = tag
+                    self.outcome.images += [] if image in self.outcome.images else [image]
+            if not service.repository:
+                yield (
+                    f"service {service.name}: its image went to a rack's own registry, and is in no"
+                    " other. Deploy here without --from. The build cache makes it fast."
+                )
+            elif service.tag_offset not in self.tags:
+                yield f"service {service.name}: --from has no image for {service.repository}."
+
+    def check_git(self) -> None:
+        try:
+            self.commit = read_commit()
+        except CommandFailed:
+            if not self.settings.tag and self.builds_images:
+                raise
+
+    def check_convox(self) -> None:
+        app = self.convox.check(self.settings.no_verify)
+        self.outcome.running_before = self.outcome.running = app.release
+        if app.status != "running":
+            waits = "wait for that." if self.convox.has_external else "fail as long as it is."
+            warn(f"{self.settings.app} is {app.status}. A promote will {waits}")
+        if problems := [*self.image_problems(files_may_change=True)]:
+            raise DeployError(*problems)
+        self.set_arguments()
+
+    def export(self) -> None:
+        """Set the variables that hooks get."""
+        os.environ.update(
+            APP_NAME=self.settings.app,
+            RACK_NAME=self.rack.name,
+            GIT_HASH=self.commit.hash,
+            GIT_BRANCH=self.commit.branch,
+            GIT_DESCRIPTION=self.commit.title,
+        )
+
+    def set_arguments(self) -> None:
+        """Give the Dockerfiles' ARGs the values that they would have on the rack."""
+        for image in self.images if self.builds_images else []:
+            values = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
+            arguments = self.docker.arguments(image.build)
+            if unknown := {name: arguments[name] for name in arguments if name not in values}:
+                values.update(self.environment_for(unknown))
+            image.arguments = {name: values[name] for name in arguments if values.get(name)}
+
+    def environment_for(self, arguments: dict[str, bool]) -> dict[str, str]:
+        """Return the app's environment. Raise DeployError if an ARG needs it and it is unknown."""
+        if self.app_environment is None:
+            self.app_environment = {}
+            try:
+                self.app_environment = self.convox.environment()
+            except CommandFailed as failure:
+                required = [name for name in arguments if not arguments[name]]
+                needed = required or list(arguments)
+                why = failure.output.splitlines()[-1]
+                fix = f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
+                problem = (
+                    f"ARG {', '.join(needed)} may come from the app's environment, which cannot be"
+                    f" read: {why}\n{fix}"
+                )
+                if required:  # it has no default
+                    raise DeployError(problem) from None
+                warn(problem)
+        return self.app_environment
+
+    def get_passwords(self) -> None:
+        for service in self.manifest.services if not self.settings.skip_ecr_login else []:
+            ecr = Ecr.of(service.repository)
+            if ecr and ecr not in self.passwords:
+                self.passwords[ecr] = ecr.password()
+
+    def log_in(self) -> None:
+        """Log in to one registry at a time. The build may need images from there."""
+        for registry, password in self.passwords.items():
+            self.docker.login(registry, password)
+
+    def hook(self, name: str) -> None:
+        """Run a hook as a step, or print one line if there is none."""
+        path = hook_path(name)
+        if name not in self.hooks and not os.path.lexists(path):
+            return self.skip([name], f"no {path}")
+        if self.outcome.release:
+            os.environ["RELEASE_ID"] = self.outcome.release
+        with self.step(name):
+            shell.run(str(path), _in=0, _env={**os.environ})
+
+    def build(self) -> None:
+        with self.step("build"):
+            if Manifest.load(self.settings.file) != self.manifest:  # before_build has edited it
+                self.load_manifest()
+                self.get_passwords()
+                self.log_in()
+            if problems := [*self.image_problems(files_may_change=False)]:
+                raise DeployError(*problems)
+            self.set_arguments()
+            for image in self.images if self.settings.cache_from_running else []:
+                self.use_running_image_as_cache(image)
+            is_parallel = self.images[1:] and shell.max_parallel > 1 and not shell.dry_run
+            if is_parallel and self.docker.has_buildkit():
+                shell.parallel(lambda each: self.docker.build(each, f"{each.name} | "), self.images)
+            else:
+                for image in self.images:
+                    self.docker.build(image, "")
+        for image in reversed(self.images):
+            os.environ["DOCKER_TAG"] = image.local
+            for service in image.services:
+                suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
+                os.environ[f"DOCKER_TAG_{suffix}"] = image.local
+
+    def use_running_image_as_cache(self, image: Image) -> None:
+        """Let the build reuse layers of the running image, and later builds reuse ours."""
+        try:
+            if not self.docker.has_buildkit():
+                raise CommandFailed("this needs BuildKit.")
+            image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
+            source = self.convox.image_of(image, self.outcome.running_before)
+            if int(self.docker.version.partition(".")[0] or 0) < 23:
+                # These engines pass on the cache only of images that they have pulled.
+                shell.stream("docker pull --quiet", source)
+            image.cache += ["--cache-from", source]
+        except CommandFailed as failure:
+            why = failure.output.splitlines()[-1]
+            warn(f"Building {image.name} without the running image as cache: {why}")
+
+    def push(self) -> None:
+        with self.step("push"):
+            if Manifest.load(self.settings.file) != self.manifest:
+                raise DeployError(
+                    f"{self.settings.file} has changed. Edit it in deploy/before_build.sh."
+                )
+            describe = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.commit.describe).lstrip(".-")[:100]
+            for image in self.images:
+                if not shell.dry_run:
+                    self.docker.inspect(image)
+                    echo(f"Image for {names_of(image.services)}: {image.platform}")
+                image.tag = self.settings.tag or "-".join(filter(None, [describe, image.short_id]))
+                self.tags.update({each.tag_offset: image.tag for each in image.services})
+            repositories = {service.repository for service in self.manifest.services}
+            shell.parallel(self.push_to, sorted(repositories))
+
+    def push_to(self, repository: str) -> None:
+        """Push a repository's images one at a time: the first may have to create it."""
+        is_alone = {service.repository for service in self.manifest.services} == {repository}
+        for image in self.images:
+            services = [each for each in image.services if each.repository == repository]
+            if not services:
+                continue
+            digest = None
+            if repository:
+                prefix = "" if is_alone else f"{services[0].name} | "
+                digest = self.docker.push(image, repository, prefix)
+            else:
+                echo(f"The release step pushes {names_of(services)} to the rack's registry.")
+            self.outcome.images.append(
+                {
+                    "image": repository and f"{repository}:{image.tag}",
+                    "digest": digest,
+                    "platform": image.platform,
+                    "services": [service.name for service in services],
+                    "build_seconds": image.build_seconds,
+                }
+            )
+
+    def release(self) -> None:
+        """Build a release. Only the manifest and the names of our images are uploaded."""
+        with self.step("release"):
+            name = os.path.basename(self.settings.file)
+            tags = {offset: tag for offset, tag in self.tags.items() if offset >= 0}
+            files = {name: self.manifest.with_tags(tags)}
+            if shell.dry_run:
+                self.show_diff(name, files[name])
+            for image in self.images:
+                if not all(service.repository for service in image.services):
+                    files[image.build.path] = f"FROM {image.local}\n"
+            subject = self.commit.title or next(iter(self.tags.values()))
+            about = self.settings.description or f"{subject} {run_url()}".strip()
+            options, variables = list[str](), dict[str, str]()
+            if files.keys() != {name}:
+                options, variables["BUILDX_BUILDER"] = ["--external"], "default"
+                variables["DOCKER_DEFAULT_PLATFORM"] = self.images[0].platform
+            if self.commit.git_dir:
+                variables["GIT_DIR"] = self.commit.git_dir  # from which convox sets BUILD_GIT_SHA
+            with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
+                for path, text in files.items():
+                    Path(directory, path).parent.mkdir(parents=True, exist_ok=True)
+                    Path(directory, path).write_bytes(text.encode())
+                self.release_requested = True
+                release = self.convox.build(directory, name, about, options, **variables)
+            self.release_requested = False
+            if release == self.outcome.running_before:
+                raise DeployError(f"`convox build` returned {release}, which is already running.")
+            self.outcome.release = release
+            if not shell.dry_run:
+                echo(f"Built release {release} (not live yet). {self.how_to_resume(release)}")
+
+    def show_diff(self, name: str, text: str) -> None:
+        before, after = self.manifest.text.splitlines(), text.splitlines()
+        for line in difflib.unified_diff(before, after, name, f"{name} as uploaded", lineterm=""):
+            echo(line, fg={"+": "green", "-": "red"}.get(line[:1]))
+
+    def promote(self) -> None:
+        with self.step("promote"):
+            release = self.outcome.release
+            if shell.dry_run:
+                return self.convox.promote(release)
+            if newer := self.convox.newer_release(release):
+                warn(
+                    f"{newer} is newer than {release}. Promoting {release} reverts the changes made"
+                    " in between, such as new environment variables."
+                )
+            self.outcome.promote_requested, self.outcome.running = True, ""
+            self.convox.promote(release)
+            if not self.settings.no_verify:
+                self.convox.await_running(release)
+                self.outcome.running, self.outcome.verified = release, True
+
+    def introduction(self) -> str:
+        """Return what is deployed where, and which manifest is used."""
+        settings, subject = self.settings, self.commit.title.partition(" ")[2]
+        what = f"{settings.app} {settings.release or self.commit.describe}".rstrip()
+        if subject and not settings.release:
+            what += f' "{subject}"'
+        if before := self.outcome.running_before:
+            before = f" (running: {before})"
+        return f"Deploying {what} to {self.rack.label}{before}\nManifest: {settings.file}"
+
+    def how_to_resume(self, release: str, intro: str = "To resume from here") -> str:
+        """Return a command that promotes a release, from any directory or in a job in CI."""
+        launcher = ["uv", "run"] if env("UV_RUN_RECURSION_DEPTH") else [sys.executable]
+        command = [
+            *launcher, sys.argv[0], *self.convox.target, "--file", self.settings.file,
+            *(["--no-verify"] if self.settings.no_verify else []), "--release", release,
+        ]  # fmt: skip
+        if env("CI") or env("JENKINS_URL"):
+            return f"{intro}, in a job:\n  {shlex.join(command)}"
+        typed = self.rack.typed(shlex.join(command), reads_url=False)
+        return f"{intro}:\n  cd {shlex.quote(os.getcwd())} && {typed}"
+
+    def state(self, error: DeployError) -> str:
+        """Return what a failed deploy leaves behind, and what to do."""
+        app, outcome, before = self.settings.app, self.outcome, self.outcome.running_before
+        was = before and f" {app} was running {before} when this deploy started."
+        if shell.dry_run or self.step_name == "preflight":
+            return "Nothing has been changed."
+        if outcome.promote_requested:
+            return self.state_after_promote(error)
+        if outcome.release:
+            resume = self.how_to_resume(outcome.release)
+            return f"Nothing was promoted.{was} Release {outcome.release} is built. {resume}"
+        is_started = getattr(error, "status", 0) is not None
+        if (
+            self.release_requested
+            and is_started
+            and not re.search("build failed|ERROR: exit status", str(error))
+        ):
+            return (
+                f"Nothing was promoted.{was} The build may still be running on the rack, or may"
+                f" have made a release. Find it with:\n  {self.convox.about_app('convox builds')}\n"
+                f"{self.how_to_resume('RELEASE', 'To go on, with its ID in place of RELEASE')}"
+            )
+        return f"Nothing was released or promoted.{was}"
+
+    def state_after_promote(self, error: DeployError) -> str:
+        """Ask the rack what is running after a failed promote, and return what to do."""
+        name, release, app = self.settings.app, self.outcome.release, App()
+        if not isinstance(error, Stopped):
+            shell.allow_commands(LAST_WORDS_SECONDS)
+            with suppress(DeployError):
+                app = self.convox.read_app()
+        is_ours = app.release in (release, self.outcome.running_before)
+        if app.status == "running":
+            self.outcome.running = app.release
+            if app.release == release:
+                return f"{name} is running {release} after all."
+            if app.release and not is_ours:
+                return f"{name} is running {app.release}, which someone else has promoted."
+            again = f"{app.release} again" if app.release else "no release"
+            return f"{name} is running {again}. Fix the cause and deploy again."
+        if app.release and not is_ours:
+            return f"{name} is {app.status}: someone else is promoting {app.release}."
+        return (
+            f"The promote of {release} was requested and may still be in progress.\n"
+            f"  Check:  {self.convox.about_app('convox apps info')}\n"
+            f"  Cancel: {self.convox.about_app('convox apps cancel')}\n"
+            f"{self.how_to_resume(release)}"
+        )
+
+    def result(self, error: Optional[DeployError], code: int) -> dict[str, Any]:
+        """Return the contents of the result file, as described in docs/reference.md."""
+        failed_step = self.step_name if error else ""
+        return {
+            "tool": TOOL,
+            "status": "failed" if error else "succeeded",
+            "exit_status": code,
+            "app": self.settings.app,
+            **asdict(self.outcome),
+            "failed_step": failed_step,
+            "failed_service": error.service if error and failed_step in ("build", "push") else "",
+            "error": redact(str(error or "")),
+        }
+
+    def print_outcome(self, error: Optional[DeployError], state: str) -> None:
+        settings, outcome = self.settings, self.outcome
+        if not (error or shell.dry_run):
+            echo(f"Total: {sum(outcome.seconds.values()):.1f} s", dim=True)
+        if error:
+            count = f" ({len(error.args)} problems)" if error.args[1:] else ""
+            echo(f"\n{self.step_name} failed{count}:", err=True, fg="red", bold=True)
+            echo(f"{error}\n{state}", err=True)
+        elif shell.dry_run:
+            echo("\nIMAGE_ID and RELEASE_ID are known once the image and the release are built.")
+            echo("Dry run: nothing was changed.", bold=True)
+            if self.unreachable:
+                echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
+        elif settings.no_promote:
+            echo(f"\nBuilt release {outcome.release}, and did not promote it.", bold=True)
+            echo(self.how_to_resume(outcome.release))
+        elif settings.no_verify:
+            done = f"\nPromoted {outcome.release}. What is running was not verified (--no-verify)."
+            echo(done, fg="yellow")
+        else:
+            echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
+            echo(f"Verified: {self.rack.label} reports {outcome.release} running.")
+            if outcome.running_before not in ("", outcome.release):
+                back = self.convox.promote_command(outcome.running_before)
+                echo(f"To roll back: {self.convox.typed(*back)}")
+
+
 # --- the outcome ----------------------------------------------------------------------
 
 
-@contextmanager
-def reporting(run: Deploy) -> Iterator[None]:
-    """Turn the end of a deploy into clean-up, messages, a result file and an exit code."""
-    error: Optional[DeployError] = None
-    file = Path(run.settings.result)
-    has_file = run.settings.result and not shell.dry_run and not result_problem(file)
+def run_deploy(settings: Settings) -> int:
+    """Deploy. Turn the end into a result file, messages and an exit code."""
+    shell.dry_run, shell.minutes = settings.dry_run, settings.timeout
+    shell.max_parallel = settings.parallel
+    deploy, error, code, state = Deploy(settings), None, 0, ""
     try:
-        prepare_streams()
-        shell.handle_signals()
-        yield
+        deploy.run()
         shell.raise_if_stopped()
     except Exception as caught:
-        error = explained(caught)
-    code, note = error.exit_code if error else 0, clean_up(run, error)
-    if run.unreachable or (run.current_step == "preflight" and code == FAILED):
+        error = as_deploy_error(caught)
+        code, state = error.exit_code, deploy.state(error)
+    if deploy.unreachable or (deploy.step_name == "preflight" and code == FAILED):
         code = NOT_STARTED
-    if has_file:
+    result = deploy.result(error, code)
+    if settings.result and not settings.dry_run:
         try:
-            write_result(file, result(run, error, code))
-        except (OSError, DeployError) as unwritten:
-            code, note = code or FAILED, f"The result was not written: {unwritten}\n{note}"
-    if code != BROKEN_PIPE:
-        with suppress(OSError):  # our output is closed
-            tell(run, error, note)
-    os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
+            Path(settings.result).write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as unwritten:
+            code = code or FAILED
+            echo(f"The result was not written: {unwritten}", err=True, fg="red")
+    with suppress(OSError):  # our output is closed
+        deploy.print_outcome(error, state)
+        if IN_GITHUB:
+            report_to_github(result)
+    if deploy.docker.names and not settings.dry_run:
+        shell.allow_commands(GRACE_SECONDS)
+        deploy.docker.remove_names()
+    return code
 
 
-def prepare_streams() -> None:
-    streams: list[Any] = [sys.stdin, sys.stdout, sys.stderr]
-    if None in streams:
-        raise DeployError("Standard input, output or error is closed. Use /dev/null instead.")
-    for stream in streams[1:]:  # keep bytes that are not UTF-8
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-        os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
-
-
-def explained(error: Exception) -> DeployError:
+def as_deploy_error(error: Exception) -> DeployError:
     """Return the error, or one that says what to do about it."""
     if isinstance(error, DeployError):
         return error
-    if isinstance(error, BrokenPipeError):
-        return Stopped(SIGPIPE, "because nothing reads the output", 0)
     if isinstance(error, OSError):
-        what = f"{error.filename or 'Cannot write'}: {error.strerror or error}"
-        return DeployError(f"{what.rstrip('.')}. Free some disk space, or set TMPDIR.")
+        what = f"{error.filename or 'Cannot write'}: {error.strerror or error}".rstrip(".")
+        return DeployError(f"{what}. Check its permissions and the disk's space, or set TMPDIR.")
     if env("DEPLOY_DEBUG"):
         traceback.print_exc()
     return DeployError(
-        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in"
-        f" convox_deploy.py {__version__}: please report it, with the output of DEPLOY_DEBUG=1."
+        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}."
+        f" This is a bug in convox_deploy.py {__version__}."
+        " Please report it, with the output of DEPLOY_DEBUG=1."
     )
-
-
-def clean_up(run: Deploy, error: Optional[DeployError]) -> str:
-    """Remove our image names from docker. After a failed promote, return what is running."""
-    live, outcome = "", run.outcome
-    if error and outcome.promote_requested and shell.signals < 2:
-        with shell.last_words(LAST_WORDS_SECONDS):
-            live = what_is_live(run)
-    if run.docker.names and not shell.dry_run:
-        with shell.last_words(GRACE_SECONDS):
-            run.docker.remove_names()
-    return live
-
-
-def what_is_live(run: Deploy) -> str:
-    app, outcome = run.settings.app, run.outcome
-    try:
-        release, status = run.convox.read_app()
-    except DeployError:
-        return f"Could not find out what {app} is running."
-    if status != "running":
-        return f"{app} is {status} (release {release})."
-    outcome.running = release
-    return f"{app} is {'still' if release == outcome.running_before else 'now'} running {release}."
-
-
-def tell(run: Deploy, error: Optional[DeployError], note: str) -> None:
-    """Print the outcome."""
-    settings, outcome = run.settings, run.outcome
-    if not shell.dry_run and run.current_step != "preflight":
-        with suppress(OSError):  # a closed stdout must not keep the error from stderr
-            for line in ["", *summary(outcome)]:
-                shell.say(line)
-    if error:
-        for line in shell.hidden:
-            echo(line, err=True)
-        count = f" ({len(error.args)} problems)" if error.args[1:] else ""
-        echo(f"\n{run.current_step} failed{count}:", err=True, fg="red", bold=True)
-        echo("\n".join(filter(None, [str(error), note, state(run, error)])), err=True)
-        return
-    if note:
-        echo(note, err=True, fg="red")
-    if shell.dry_run:
-        echo("\nIMAGE_ID and RELEASE_ID are known once the image and the release are built.")
-        but = ", but a deploy would fail (see above)" if run.unreachable else ""
-        echo(f"Dry run: nothing was changed{but}.", bold=True)
-    elif settings.no_promote:
-        echo(f"\nBuilt release {outcome.release}, and did not promote it. To do so:", bold=True)
-        echo(f"  {settings.resume_command(outcome.release)}")
-    elif settings.no_verify:
-        done = f"\nPromoted {outcome.release}. What is running was not verified (--no-verify)."
-        echo(done, fg="yellow")
-    else:
-        echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
-        if outcome.running_before not in ("", outcome.release):
-            back = run.convox.promote_command(outcome.running_before)
-            echo(f"To roll back: {shlex.join(back)}")
-
-
-def summary(outcome: Outcome) -> Iterator[str]:
-    for step, seconds in {**outcome.seconds, "total": sum(outcome.seconds.values())}.items():
-        yield f"{step:<16}{seconds:8.1f} s"
-    for image in outcome.images:
-        yield f"image   {image['image']}"
-        if image["digest"]:
-            yield f"digest  {image['digest']}"
-
-
-def state(run: Deploy, error: DeployError) -> str:
-    """Return the state that a failed deploy leaves behind."""
-    app, outcome = run.settings.app, run.outcome
-    where = shlex.join(["--app", app, *run.convox.rack_option])
-    before = outcome.running_before
-    was = before and f" {app} was running {before} when this deploy started."
-    if shell.dry_run or run.current_step == "preflight":
-        return "Nothing has been changed."
-    resume = run.settings.resume_command(outcome.release)
-    if outcome.promote_requested:
-        return (
-            f"The promote of {outcome.release} was requested and may still be in progress.\n"
-            f"  Check:  convox apps info {where}\n"
-            f"  Cancel: convox apps cancel {where}\n"
-            f"  Retry:  {resume}"
-        )
-    if outcome.release:
-        built = f"Release {outcome.release} is built. To resume from here:\n  {resume}"
-        return f"Nothing was promoted.{was} {built}"
-    if run.current_step == "release" and error.exit_code != FAILED:
-        return (
-            f"Nothing was promoted.{was} The build may still be running on the rack (check `convox"
-            f" builds {where}`). Its release does not go live unless someone promotes it."
-        )
-    return f"Nothing was released or promoted.{was}"
-
-
-def result(run: Deploy, error: Optional[DeployError], code: int) -> dict[str, Any]:
-    """Return the contents of the result file, as described in docs/reference.md."""
-    return {
-        "tool": "convox-deploy",
-        "status": "failed" if error else "succeeded",
-        "exit_status": code,
-        "app": run.settings.app,
-        **asdict(run.outcome),
-        "failed_step": run.current_step if error else "",
-        "error": SECRETS.hide(str(error or "")),
-    }
 
 
 # --- the command line -----------------------------------------------------------------
 
 
-def default_app() -> str:
-    """Return the name that the convox CLI would use: the local setting, or the directory's name."""
-    return local_setting("app") or Path(working_directory()).name.lower().replace(".", "-")
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """A value that must match a pattern."""
+
+    name = "text"
+
+    def __init__(self, pattern: str, what: str) -> None:
+        self.pattern, self.what = pattern, what
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not re.fullmatch(self.pattern, value):
+            self.fail(f"{value!r} is not {self.what}", param, ctx)
+        return value
 
 
-def working_directory() -> str:
-    with suppress(OSError):
-        return os.getcwd()
-    return ""  # it no longer exists
-
-
-def default_manifest() -> str:
-    return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
-
-
-def minutes(text: str) -> float:
-    """Parse a timeout in minutes: 30, 30m, 90s or 1.5h."""
-    if match := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text):
-        return float(match[1]) * {"s": 1 / 60, "h": 60}.get(match[2], 1)
-    raise click.BadParameter(f"{text!r} is not a number of minutes, such as 30, 90s or 1h.")
+class Minutes(Text):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        text = str(super().convert(value, param, ctx))
+        return float(text.rstrip("smh")) * {"s": 1 / 60, "h": 60}.get(text[-1], 1)
 
 
 class Command(click.Command):
-    """Removes an earlier result even if the command line is invalid, and explains `--`."""
+    """Says where options of docker build belong."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        words = args[: [*args, "--"].index("--")]
-        if not context.resilient_parsing and {"-h", "--help", "--version"}.isdisjoint(words):
-            lenient = self.make_context(
-                "", words, resilient_parsing=True, ignore_unknown_options=True
-            )
-            if not lenient.params["dry_run"]:
-                remove_result(Path(lenient.params["result"] or ""))
         try:
             return super().parse_args(context, args)
         except click.NoSuchOption as error:
-            message = f"{error.format_message()} Put docker build options after `--`."
-            raise click.UsageError(message, context) from None
+            fix = "Put docker build options after `--`."
+            raise click.UsageError(
+                f"No such option {error.option_name!r}. {fix}", context
+            ) from None
 
 
-def not_empty(_context: Any, _parameter: Any, value: Any) -> Any:
-    if value == "":
-        raise click.BadParameter("it is empty.")
-    return "" if value is None else value
+NAME = Text("(?s).+", "a name. Leave the option out instead.")
+APP = Text(
+    "[a-z][a-z0-9-]*",
+    "an app name. Set APP_NAME (default: the directory name) to lowercase letters, digits, dashes.",
+)
+TAG = Text(
+    "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}",
+    "an image tag. Use up to 128 letters, digits, dots, dashes and underscores.",
+)
+RELEASE = Text(RELEASE_ID, "a release ID. `convox releases` lists them.")
+COUNT = click.IntRange(1, 64)
+MANIFEST_HELP = "The manifest.  [default: convox.yml or docker-compose.yml]"
+BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
+MINUTES = Minutes(r"\d{1,6}(\.\d+)?[smh]?", "a number of minutes, such as 30, 90s or 1h.")
 
 
-def setting(name: str, variable: Any, about: str, **details: Any) -> Callable[[Any], Any]:
-    return click.option(
-        name, envvar=variable, show_envvar=True, help=about, callback=not_empty, **details
-    )
+def default_app() -> str:
+    """Return the name that the convox CLI would use."""
+    try:
+        return Path.cwd().name.lower().replace(".", "-")
+    except FileNotFoundError:
+        raise click.UsageError("The working directory no longer exists.") from None
+
+
+def default_file() -> str:
+    return next(filter(os.path.lexists, MANIFESTS), MANIFESTS[-1])
+
+
+def usage_problems(settings: Settings, variables: Sequence[str]) -> Iterator[str]:
+    """Yield options that cannot be used together, and misspelled variables."""
+    for name in variables:
+        # one typing mistake
+        similar = difflib.get_close_matches(name, os.environ, 1, 1 - 1.1 / len(name))
+        if similar and name not in os.environ:
+            yield f"{similar[0]} looks like a misspelling of {name}. Rename or unset it."
+    args = settings.docker_build_args
+    if args and not args[0].startswith("-"):
+        yield (
+            f"Unexpected argument {args[0]!r}. Deploying takes no arguments. To promote an existing"
+            " release, use --release. Put docker build arguments after `--`."
+        )
+    if {"--push", "--push=true"} & {*args}:
+        yield "Remove --push from the docker build arguments. The push step pushes the image."
+    if settings.release and (settings.no_promote or settings.images_from):
+        yield "--release cannot be used with --no-promote or --from."
+    if settings.images_from and settings.images_from == settings.result:
+        yield "--from and --result name the same file. Use two files."
+
+
+def prepare_result(path: Path) -> None:
+    """Remove an earlier result, so that it is not mistaken for a new one."""
+    if os.path.lexists(path):
+        is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
+        text = path.read_text(errors="replace") if is_plain else "something else"
+        if text and f'"tool": "{TOOL}"' not in text:
+            raise click.UsageError(f"--result {path} would replace a file that is not a result.")
+        path.unlink()
+    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
+        raise click.UsageError(f"--result {path} is not in an existing, writable directory.")
+
+
+def setting(
+    name: str, kind: Any, variables: str, about: str, *names: str, **details: Any
+) -> Callable[[Any], Any]:
+    details.update(type=kind, envvar=variables.split(), show_envvar=True, help=about)
+    return click.option(name, *names, is_flag=kind is bool, **details)
 
 
 @click.command(
     cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@setting("--app", "APP_NAME", "Name of the Convox app.  [default: the directory name]")
-@setting("--rack", ["CONVOX_RACK", "RACK_NAME"], "Name of the rack.  [default: the convox CLI's]")
-@setting(
-    "--file",
-    "DOCKER_COMPOSE",
-    "The manifest.  [default: convox.yml or docker-compose.yml]",
-    default=default_manifest,
-)
-@setting("--tag", "IMAGE_TAG", "Image tag.  [default: <git describe>-<image id>]")
-@setting("--skip-ecr-login", "SKIP_ECR_AUTH", "Use docker's existing login to ECR.", is_flag=True)
-@setting(
-    "--timeout",
-    "DEPLOY_TIMEOUT",
-    "Timeout for each step, in minutes; 0 means no limit.",
-    type=minutes,
-    default="60",
-    show_default=True,
-)
-@setting("--result", "DEPLOY_RESULT", "Write the result to this JSON file.")
-@setting("--quiet", "DEPLOY_QUIET", "Show the output of a step only if it fails.", is_flag=True)
-@setting(
-    "--no-verify",
-    "DEPLOY_NO_VERIFY",
-    "Do not check what is running, for deploy keys.",
-    is_flag=True,
-)
-@setting(
-    "--cache-from-running",
-    "DEPLOY_CACHE_FROM_RUNNING",
-    "Reuse the running image's layers.",
-    is_flag=True,
-)
-@setting(
-    "--dry-run",
-    None,
-    "Show the commands and the manifest's diff, and change nothing.",
-    is_flag=True,
-)
-@setting("--no-promote", None, "Build the release but do not promote it.", is_flag=True)
-@setting("--release", None, "Resume from a release that is already built.", metavar="R...")
+@setting("--app", APP, "APP_NAME CONVOX_APP", "[default: the directory name]", default=default_app)
+@setting("--rack", NAME, "CONVOX_RACK RACK_NAME", "[default: the convox CLI's]")
+@setting("--file", NAME, "DOCKER_COMPOSE", MANIFEST_HELP, default=default_file)
+@setting("--tag", TAG, "IMAGE_TAG", "[default: <git describe>-<image id>]")
+@setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
+@setting("--timeout", MINUTES, "DEPLOY_TIMEOUT", "Of each step.  [default: 60 min]", default="60")
+@setting("--result", NAME, "DEPLOY_RESULT", "Write the result to this JSON file.")
+@setting("--from", NAME, "DEPLOY_FROM", "Deploy the images of this result.", "images_from")
+@setting("--description", NAME, "DEPLOY_DESCRIPTION", "Of the release.  [default: the commit]")
+@setting("--no-verify", bool, "DEPLOY_NO_VERIFY", "Do not check what is running, for deploy keys.")
+@setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse its layers.")
+@setting("--parallel", COUNT, "DEPLOY_PARALLEL", "Builds and pushes at a time.", default=4)
+@setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
+@setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
+@setting("--release", RELEASE, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
 @click.version_option(__version__)
-@click.argument(
-    "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"
-)
+@click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar=BUILD_ARGS)
 def main(**options: Any) -> None:
-    """Build an app's images locally, push them to ECR, and release them on Convox.
+    """Build an app's images here, push them, and release them on Convox.
 
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    options["app"] = options["app"] or default_app()
-    deploy(Settings(**options, directory=working_directory()))
+    settings = Settings(**options)
+    variables = ["CONVOX_HOST", "CONVOX_PASSWORD", "RACK_URL"]
+    for parameter in main.params:
+        variables += parameter.envvar or []
+    if problems := [*usage_problems(settings, variables)]:
+        raise click.UsageError("\n".join(problems))
+    if settings.result and not settings.dry_run:
+        prepare_result(Path(settings.result))
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
+        os.environ.pop(variable, None)
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        stream.reconfigure(encoding="utf-8", errors="replace")
+        os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
+    code = shell.watch(lambda: run_deploy(settings))
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #   DOCKER_TAG             the local image, to use with `docker run` (the first service's, if there are several images)
 #   DOCKER_TAG_<SERVICE>   each service's image, by the service name in capitals: DOCKER_TAG_WEB
 #
-# Whatever DOCKER_TAG points to when this hook exits is what gets pushed.
+# Whatever DOCKER_TAG points to when this hook exits is what gets released.
 #
 # Example:
 #   docker run --rm "$DOCKER_TAG" rake test

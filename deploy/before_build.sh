@@ -4,7 +4,7 @@
 #
 # Environment variables, in addition to the caller's (CONVOX_HOST, CONVOX_PASSWORD, AWS_*):
 #   APP_NAME          the app
-#   RACK_NAME         the rack, if CONVOX_RACK or --rack names one
+#   RACK_NAME         the name of the rack, unless it was chosen by host
 #   GIT_HASH          the commit SHA
 #   GIT_BRANCH        the branch
 #   GIT_DESCRIPTION   the short commit SHA and the commit subject

@@ -6,7 +6,7 @@
 # Environment variables, in addition to those of after_build.sh:
 #   RELEASE_ID   the release that is built but not live yet
 #
-# With --release, no image is built and DOCKER_TAG is not set.
+# With --release or --from, no image is built and DOCKER_TAG is not set.
 #
 # Example:
 #   convox run --app "$APP_NAME" --release "$RELEASE_ID" web rake db:migrate

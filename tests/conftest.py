@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from standin import Rule
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +32,10 @@ COMPOSE = (
 )
 STANDIN = ROOT / "tests" / "standin"
 REAL_GIT = shutil.which("git") or "git"
-IMAGE_ID = "sha256:" + "3cbf733dcc19" * 5 + "abcd"
+SHORT_ID = "3cbf733dcc19"
+IMAGE_ID = "sha256:" + SHORT_ID * 5 + "abcd"
 DIGEST = "sha256:" + "d" * 64
+HOMES: dict[int, Path] = {}  # of deploys, by process ID
 WITH_CONSTANTS = """
 import sys
 sys.path[0] = {directory!r}
@@ -78,11 +81,10 @@ class Call:
 
     @property
     def upload(self) -> dict[str, str]:
-        """The files that were passed to `convox build`, by name."""
+        """The files that were passed to `convox build`, by their paths in the directory."""
         directory = self.home / f"upload.{self.pid}"
-        return {
-            path.name: path.read_bytes().decode() for path in directory.iterdir() if path.is_file()
-        }
+        files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+        return {str(path.relative_to(directory)): path.read_bytes().decode() for path in files}
 
 
 class World:
@@ -94,7 +96,6 @@ class World:
             directory.mkdir()
         for program in ("docker", "aws", "convox", "git"):
             (self.bin / program).symlink_to(STANDIN)
-        (self.bin / "sleep").symlink_to(shutil.which("sleep") or "sleep")
         self.pipes = {name: Announcements(home / name) for name in ("hanging", "termed")}
         (home / "running").write_text("ROLDRELEASE\n")
         (home / "releases.json").write_text(
@@ -102,7 +103,7 @@ class World:
         )
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
-        self.rules: dict[str, dict[str, Any]] = {}
+        self.rules: dict[str, Rule] = {}
         self.constants: dict[str, Any] = {}  # overrides for the tool's constants
         self.env = {
             "PATH": str(self.bin),
@@ -152,6 +153,9 @@ class World:
 
     def ready_standins(self) -> None:
         """Write the files the stand-ins read: the rules, and the calls so far."""
+        for rule in self.rules.values():
+            for each in (rule, *rule.get("sequence", []), *rule.get("words", {}).values()):
+                assert each.keys() <= Rule.__annotations__.keys(), f"no such rule: {each}"
         (self.home / "rules.json").write_text(json.dumps(self.rules))
         (self.home / "rules").write_text("".join(f"{start}\n" for start in self.rules))
         (self.home / "calls").touch()
@@ -174,9 +178,11 @@ class World:
         }
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)
-        return subprocess.Popen(
+        process: subprocess.Popen[str] = subprocess.Popen(
             [python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how}
         )
+        HOMES[process.pid] = self.home
+        return process
 
     def deploy(self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any) -> Ran:
         """Deploy and return the result."""
@@ -231,17 +237,34 @@ class Announcements:
         self.descriptor = os.open(path, os.O_RDWR)
 
     def read(self) -> int:
-        ready, _, _ = select.select([self.descriptor], [], [], 30)
-        assert ready, "no command is hanging"
-        return int(os.read(self.descriptor, 16))
+        line = b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.descriptor], [], [], 30)
+            assert ready, "no command is hanging"
+            line += os.read(self.descriptor, 1)
+        return int(line)
 
     def close(self) -> None:
         os.close(self.descriptor)
 
 
 def ended(process: subprocess.Popen[str]) -> Ran:
-    out, err = process.communicate(timeout=60)
+    """Return the result of a deploy. One that is stuck is killed, with all its commands."""
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        kill_all(HOMES[process.pid])
+        out, err = process.communicate()
+        pytest.fail(f"the deploy is stuck:\n{out}{err}")
     return Ran(process.returncode, out or "", err or "")
+
+
+def kill_all(home: Path) -> None:
+    """Kill the deploys of a World and everything they have started: all inherit its variables."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            if os.fsencode(f"STANDIN={home}\0") in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def heed_signals() -> None:
@@ -256,6 +279,18 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def has_ended(pid: int) -> bool:
+    """Wait until a process ends. One that was killed takes a moment."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 5)[0])
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")
@@ -284,12 +319,10 @@ def world(tmp_path: Path, responses: Path) -> Iterator[World]:
     yield world
     for pipe in world.pipes.values():
         pipe.close()
-    if (tmp_path / "daemon").exists():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int((tmp_path / "daemon").read_text()), signal.SIGKILL)
-    if (tmp_path / "child").exists() and is_alive(pid := int((tmp_path / "child").read_text())):
-        os.kill(pid, signal.SIGKILL)
-        pytest.fail("a child of a command outlived the deploy")
+    child = tmp_path / "child"
+    outlived = child.exists() and not has_ended(int(child.read_text()))
+    kill_all(tmp_path)
+    assert not outlived, "a child of a command outlived the deploy"
 
 
 # --- the sandbox ----------------------------------------------------------------------
@@ -299,7 +332,8 @@ class SandboxOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]
     """Run all tests that need the sandbox on the same worker, because there is only one sandbox."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "sandbox" if "test_sandbox.py" in nodeid else nodeid
+        needs_sandbox = "test_sandbox.py" in nodeid or "test_external.py" in nodeid
+        return "sandbox" if needs_sandbox else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SandboxOnOneWorker:
@@ -320,6 +354,17 @@ def sandbox() -> Iterator[Any]:
         pytest.skip(str(error))
     yield running
     running.__exit__(None, None, None)
+
+
+@pytest.fixture(params=["legacy builder", "BuildKit"])
+def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the environment of each builder in turn."""
+    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.env)
+
+
+def name_for(builder: Mapping[str, str], name: str) -> str:
+    """Return the name of an app that is deployed with each builder."""
+    return f"{name}-{builder.get('DOCKER_BUILDKIT', '0')}"
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ STANDIN is the path the stand-in was called by. It has already recorded the call
 a rule asks for it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -13,11 +15,37 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-Rule = dict[str, Any]
-HOME = Path(os.environ["STANDIN"])
-STANDIN, *WORDS = sys.argv[1:]
+
+class Rule(TypedDict, total=False):
+    """What a test makes of a command, for each call, for one, or for all from one on."""
+
+    number: int  # of the only call it applies to
+    since: int  # number of the first call it applies to
+    sequence: list[Rule]  # one for each call, the last one for all others
+    words: dict[str, Rule]  # for calls with that argument, instead
+    lock: str  # a file that no two calls may hold at the same time
+    environment: bool  # print it
+    once: str  # another command has started
+    times: int  # as often as this
+    once_one_hangs: bool
+    pause: float  # seconds before anything is printed
+    ticks: int  # lines that are printed one after another
+    bytes: list[int]
+    out: str
+    err: str
+    usual: bool | str  # respond as usual, too; or "silent" or "idle"
+    ignore_term: bool
+    child: bool | str  # is left behind; or "ignores TERM"
+    daemon: bool | str  # is left behind; or "keeps writing"
+    hang: bool
+    signal: int  # that ends it
+    status: int
+
+
+HOME = Path(os.environ.get("STANDIN", ""))
+STANDIN, *WORDS = sys.argv[1:] or [""]
 COMMAND = " ".join([Path(STANDIN).stem, *WORDS])
 
 
@@ -30,6 +58,13 @@ def is_turn(start: str, rule: Rule) -> bool:
     """Return True if the rule applies to this call: to every call, to the nth, or to all from the nth on."""
     calls = calls_of(start)
     return bool(rule.get("number", calls) == calls and rule.get("since", 0) <= calls)
+
+
+def rule_for_words(rule: Rule) -> Rule:
+    for word, own in rule.get("words", {}).items():
+        if word in WORDS:
+            return own
+    return Rule()
 
 
 def await_other(what: str, has_happened: Callable[[], bool]) -> None:
@@ -74,7 +109,8 @@ def print_first(rule: Rule) -> None:
         print(text)
         print(text, file=sys.stderr)
     if "once" in rule:
-        await_other(rule["once"], lambda: bool(calls_of(rule["once"])))
+        times = rule.get("times", 1)
+        await_other(rule["once"], lambda: calls_of(rule["once"]) >= times)
     if "once_one_hangs" in rule:
         await_other("a command that hangs", (HOME / "hanging.noted").exists)
     if "pause" in rule:
@@ -92,10 +128,12 @@ def leave_behind(rule: Rule) -> None:
     if rule.get("ignore_term"):
         signal.signal(signal.SIGTERM, lambda *_: announce("termed"))
     if rule.get("child"):
-        (HOME / "child").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+        ignores = "trap '' TERM; " if rule["child"] == "ignores TERM" else ""
+        child = subprocess.Popen(["/bin/sh", "-c", f"{ignores}exec /bin/sleep 600"])
+        (HOME / "child").write_text(str(child.pid))
     if rule.get("daemon"):
-        writer = ["/bin/sh", "-c", "while :; do echo more >&2; sleep 0.01; done"]
-        program = writer if rule["daemon"] == "keeps writing" else ["sleep", "600"]
+        writer = ["/bin/sh", "-c", "while :; do echo more >&2; /bin/sleep 0.01; done"]
+        program = writer if rule["daemon"] == "keeps writing" else ["/bin/sleep", "600"]
         (HOME / "daemon").write_text(str(subprocess.Popen(program, start_new_session=True).pid))
 
 
@@ -110,9 +148,10 @@ def respond_as_usual(how: object) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
-        rules = json.loads((HOME / "rules.json").read_text())
+        rules: dict[str, Rule] = json.loads((HOME / "rules.json").read_text())
         for start, rule in rules.items():
             if COMMAND.startswith(start) and is_turn(start, rule):
-                turns = rule.get("sequence", [{}])
-                disturb({**rule, **turns[min(calls_of(start), len(turns)) - 1]})
+                turns = rule.get("sequence") or [Rule()]
+                turn = turns[min(calls_of(start), len(turns)) - 1]
+                disturb(rule_for_words(rule) or {**rule, **turn})
     os.execve(STANDIN, [STANDIN, *WORDS], {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": ""})

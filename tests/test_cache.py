@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from conftest import ECR, World
+from standin import Rule
 
 OPTION = "--cache-from-running"
 READ_RELEASE = "convox api get /apps/shop/releases/ROLDRELEASE"
@@ -15,7 +15,7 @@ INLINE = "--build-arg BUILDKIT_INLINE_CACHE=1"
 SECRET = "the-database's-password"
 
 
-def release_with(**images: str) -> dict[str, Any]:
+def release_with(**images: str) -> Rule:
     """Return a rule for the rack's response to a request for the running release."""
     services = {name: {"image": image} for name, image in images.items()}
     manifest = json.dumps({"services": services})  # JSON is valid YAML
@@ -70,7 +70,8 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
     assert len(world.commands(READ_RELEASE)) == 1
-    web, api, new = world.commands("docker build --tag")
+    targets = {line.split()[-2]: line for line in world.commands("docker build --tag")}
+    web, api, new = (targets[name] for name in ("web", "api", "new"))
     assert f"--cache-from {ECR}/web:1 --target web" in web
     assert f"--cache-from {ECR}/api:2 --target api" in api
     assert "--cache-from" not in new and INLINE in new
@@ -86,16 +87,28 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
             {"out": '{"manifest": "services:\\n  web:\\n    build: .\\n"}'},
             "ROLDRELEASE has no image",
         ),
-        ({"out": '{"env": "A=b"}'}, "It printed no usable answer."),
-        ({"out": '{"manifest": null}'}, "It printed no usable answer."),
-        ({"out": '{"manifest": "a: [b"}'}, "It printed no usable answer."),
-        ({"out": "[]"}, "It printed no usable answer."),
-        ({"out": "<html>"}, "It printed no usable answer."),
+        (
+            {"out": '{"env": "A=b"}'},
+            "`convox api get` for shop on rack.example.com printed no usable answer.",
+        ),
+        (
+            {"out": '{"manifest": null}'},
+            "`convox api get` for shop on rack.example.com printed no usable answer.",
+        ),
+        (
+            {"out": '{"manifest": "a: [b"}'},
+            "`convox api get` for shop on rack.example.com printed no usable answer.",
+        ),
+        ({"out": "[]"}, "`convox api get` for shop on rack.example.com printed no usable answer."),
+        (
+            {"out": "<html>"},
+            "`convox api get` for shop on rack.example.com printed no usable answer.",
+        ),
         ({"status": 1, "err": "ERROR: forbidden\n"}, "ERROR: forbidden"),
     ],
 )
 def test_a_build_continues_without_a_cache_and_one_line_shows_why(
-    world: World, rule: dict[str, Any], reason: str
+    world: World, rule: Rule, reason: str
 ) -> None:
     world.rules[READ_RELEASE] = rule
     ran = world.deploy(OPTION)
@@ -137,9 +150,7 @@ def test_an_image_that_cannot_be_pulled_is_reported(world: World) -> None:
 
 
 @pytest.mark.parametrize("rule", [{}, {"status": 1}, {"signal": 9}])
-def test_the_environment_of_the_running_release_is_never_shown(
-    world: World, rule: dict[str, Any]
-) -> None:
+def test_the_environment_of_the_running_release_is_never_shown(world: World, rule: Rule) -> None:
     world.rules[READ_RELEASE] = {**release_with(web=RUNNING), **rule}
     world.rules["docker build --tag"] = {"status": 1}
     ran = world.deploy(OPTION, "--result", "result.json", env={"DEPLOY_DEBUG": "1"})
@@ -161,3 +172,19 @@ def test_a_new_service_does_not_get_the_reason_of_another(world: World) -> None:
     ran = world.deploy(OPTION)
     assert "Building web without the running image as cache: Error: manifest unknown\n" in ran.out
     assert "Building new without the running image as cache: ROLDRELEASE has no image" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("version", "pulls"),
+    [("19.03.15", 1), ("20.10.24", 1), ("22.06.0-beta.0", 1), ("", 1)]
+    + [(version, 0) for version in ("23.0.0", "28.2.2", "29.1.3", "29.0.0-rc.1")],
+)
+def test_the_image_is_pulled_only_for_engines_that_need_it(
+    world: World, version: str, pulls: int
+) -> None:
+    """Since 23, the pull makes every second deploy cold with the classic image store."""
+    world.rules["docker version"] = {"out": f"{version}\n"}
+    ran = world.deploy(OPTION)
+    assert ran.status == 0, ran.text
+    assert len(world.commands("docker pull")) == pulls
+    assert f"--cache-from {RUNNING} ." in build_of(world)

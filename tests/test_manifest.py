@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,6 @@ BUILDS = {
     "build: {context: , target: null}": Build("."),
     "build: {context: app}": Build("app"),
     "build: {context: app, dockerfile: D.prod, target: run}": Build("app", "D.prod", (), "run"),
-    "build: {path: app, manifest: D.prod}": Build("app", "D.prod"),
     "build: {context: ., args: {A: 1, B: 'two words', C: }}": Build(
         ".", "", ("A=1", "B=two words", "C")
     ),
@@ -114,38 +114,17 @@ def test_build_settings_are_read_as_written(tmp_path: Path, written: str) -> Non
     assert service.build == BUILDS[written]
 
 
-def service(text: str) -> str:
-    return f"services:\n  web:\n    {text}\n"
-
-
-PROBLEMS = {
-    "a: b: c": "MANIFEST: line 1: not valid YAML: mapping values are not allowed here",
-    "a: 'b": "MANIFEST: line 1: not valid YAML: found unexpected end of stream",
-    "a: *nobody": "MANIFEST: line 1: not valid YAML: found undefined alias 'nobody'",
-    service("image: redis:7 # :TAG"): (
-        "MANIFEST: no image ends in :TAG. Set, for example, image:"
-        " <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
-    ),
-    service(f"image: {ECR}/shop:$TAG"): (
-        f"MANIFEST: service web: only a literal :TAG is replaced. Set image: {ECR}/shop:TAG"
-    ),
-    service(f"image: {ECR}/shop:${{TAG:-latest}}"): (
-        f"MANIFEST: service web: only a literal :TAG is replaced. Set image: {ECR}/shop:TAG"
-    ),
-}
-
-
-@pytest.mark.parametrize("text", PROBLEMS)
-def test_variants_of_mistakes_get_the_right_message(tmp_path: Path, text: str) -> None:
-    """Variants of the mistakes in messages.txt."""
-    assert problem_of(tmp_path, text) == PROBLEMS[text]
-
-
 @pytest.mark.parametrize(
     "text", ["a: \x00", "services: &s\n  - *s", "services: &s\n  <<: *s\n  web: *s", "? [a]\n: b"]
 )
 def test_unusual_yaml_gets_an_error_message(tmp_path: Path, text: str) -> None:
     assert problem_of(tmp_path, text).startswith("MANIFEST: ")
+
+
+def test_the_build_settings_of_convox_yml_have_other_names(tmp_path: Path) -> None:
+    text = f"services: {{web: {{image: '{IMAGE}', build: {{path: app, manifest: D.prod}}}}}}"
+    [service] = read(tmp_path, text, "convox.yml").services
+    assert service.build == Build("app", "D.prod")
 
 
 @pytest.mark.parametrize("tag", ["tagged", "tag-1.2", "TAG-1", "stag", "TAGS"])
@@ -154,16 +133,11 @@ def test_an_image_with_a_similar_tag_is_third_party(tmp_path: Path, tag: str) ->
     assert [service.name for service in read(tmp_path, text).services] == ["web"]
 
 
-def test_an_init_container_gets_the_same_tag(tmp_path: Path) -> None:
-    text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer:\n      image: {IMAGE}\n      command: migrate\n"
+def test_an_init_container_is_uploaded_as_written(tmp_path: Path) -> None:
+    init = "{image: 'r.io/init:TAG', command: migrate}"
+    text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer: {init}\n"
     manifest = read(tmp_path, text, "convox.yml")
-    assert tagged(manifest) == text.replace("TAG", "1a2b3c")
-    assert len({service.build for service in manifest.services}) == 1
-
-
-def test_a_third_party_init_container_stays_unchanged(tmp_path: Path) -> None:
-    text = f"services:\n  web:\n    image: {IMAGE}\n    initContainer:\n      image: busybox:1.36\n"
-    assert tagged(read(tmp_path, text, "convox.yml")) == text.replace("TAG", "1a2b3c")
+    assert tagged(manifest) == text.replace(IMAGE, f"{ECR}/shop:1a2b3c")
 
 
 def test_custom_yaml_tags_are_accepted(tmp_path: Path) -> None:
@@ -187,20 +161,8 @@ def test_a_character_outside_unicode_is_an_error(tmp_path: Path) -> None:
     assert problem_of(tmp_path, 'services: "\\UFFFFFFFF"').startswith("MANIFEST: ")
 
 
-def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n")
-    assert [line.split(": ")[1] for line in problem.splitlines()] == ["service a", "service b"]
-
-
-def test_keys_that_override_merged_ones_are_not_duplicates(tmp_path: Path) -> None:
-    text = f"x: {{y: &b2 {{<<: &b1 {{image: 'a:1', z: 1}}, image: {IMAGE}}}}}\nservices:\n  web: {{<<: *b2, z: 2}}\n"
-    assert [service.name for service in read(tmp_path, text).services] == ["web"]
-
-
-@pytest.mark.parametrize(
-    "build", ["{cache_from: []}", "{network: ''}", "{context: []}", "{context: {}}", "[]"]
-)
-def test_an_empty_build_key_is_not_ignored(tmp_path: Path, build: str) -> None:
+@pytest.mark.parametrize("build", ["{network: ''}", "{context: [x]}", "[x]"])
+def test_a_build_key_that_is_not_supported_is_not_ignored(tmp_path: Path, build: str) -> None:
     text = f"web:\n  image: {IMAGE}\n  build: {build}\n"
     assert "service web: " in problem_of(tmp_path, text)
 
@@ -208,17 +170,6 @@ def test_an_empty_build_key_is_not_ignored(tmp_path: Path, build: str) -> None:
 def test_a_build_without_keys_has_the_defaults(tmp_path: Path) -> None:
     text = f"web:\n  image: {IMAGE}\n  build: {{}}\n"
     assert read(tmp_path, text).services[0].build == Build()
-
-
-def test_an_empty_dockerfile_does_not_hide_the_one_of_compose_v1(tmp_path: Path) -> None:
-    text = f"web:\n  image: {IMAGE}\n  dockerfile: X\n  build: {{context: ., dockerfile: }}\n"
-    assert read(tmp_path, text).services[0].build.dockerfile == "X"
-
-
-@pytest.mark.parametrize("value", ["[x]", "{B: c}"])
-def test_a_build_argument_that_is_not_a_string_is_an_error(tmp_path: Path, value: str) -> None:
-    text = f"web:\n  image: {IMAGE}\n  build: {{args: {{A: {value}}}}}\n"
-    assert "`build:` contains" in problem_of(tmp_path, text)
 
 
 def test_a_comment_within_the_image_is_not_the_tag(tmp_path: Path) -> None:
@@ -231,7 +182,45 @@ def test_an_equals_sign_is_a_value_and_a_tilde_is_a_name(tmp_path: Path) -> None
     assert [service.name for service in read(tmp_path, text).services] == ["None"]
 
 
-@pytest.mark.parametrize("tag", ["$TAG", "tag", "${TAG}"])
-def test_an_init_container_with_almost_the_tag_is_an_error(tmp_path: Path, tag: str) -> None:
-    text = f"services:\n  web: {{image: {IMAGE}, initContainer: {{image: '{ECR}/init:{tag}'}}}}\n"
-    assert "only a literal :TAG is replaced" in problem_of(tmp_path, text)
+def test_extensions_at_the_top_of_compose_v1_are_no_services(tmp_path: Path) -> None:
+    text = f"x-base: &base\n  image: {IMAGE}\n  build: .\nx-other: [1]\nweb:\n  <<: *base\n"
+    assert [service.name for service in read(tmp_path, text).services] == ["web"]
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", "convox.yml"])
+@pytest.mark.parametrize("platform", ["linux/arm64", "linux/amd64"])
+def test_the_platform_of_a_service_is_part_of_its_build(
+    tmp_path: Path, platform: str, name: str
+) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n    platform: {platform}\n"
+    [service] = read(tmp_path, text, name).services
+    assert service.build == Build(platform=platform)
+
+
+@pytest.mark.parametrize("key", ["cache_from: [x]", "cache_to: [x]", "tags: [x]", "labels: {a: b}"])
+def test_a_key_that_does_not_change_the_image_is_ignored_with_a_warning(
+    tmp_path: Path, key: str
+) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n    build: {{context: app, {key}}}\n"
+    manifest = read(tmp_path, text)
+    assert manifest.services[0].build == Build("app")
+    name = key.partition(":")[0]
+    assert manifest.warnings == [f"build.{name} is ignored. It does not change the image."]
+
+
+@pytest.mark.parametrize("key", ["network: host", "ssh: [default]", "secrets: [a]", "shm_size: 1g"])
+def test_a_key_that_may_change_the_image_is_an_error(tmp_path: Path, key: str) -> None:
+    text = f"services:\n  web:\n    image: {IMAGE}\n    build: {{context: app, {key}}}\n"
+    assert f"build.{key.partition(':')[0]} is not supported." in problem_of(tmp_path, text)
+
+
+def test_without_tag_each_service_is_named_with_its_image(tmp_path: Path) -> None:
+    text = "services:\n  web:\n    image: shop:latest\n  db:\n    image: postgres:16\n"
+    problem = problem_of(tmp_path, text)
+    assert "web (shop:latest)" in problem and "db (postgres:16)" in problem
+
+
+def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "docker-compose.yml")
+    with pytest.raises(DeployError):  # reading it would hang
+        Manifest.load(str(tmp_path / "docker-compose.yml"))

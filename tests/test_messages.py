@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 from conftest import ECR, TOOL, World
+from standin import Rule
 
-from convox_deploy import DeployError, Manifest
+from convox_deploy import HOOKS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 IMAGE = f"{ECR}/shop:TAG"
 DENIED = (
@@ -40,13 +45,13 @@ Arrange = Callable[
 ]  # makes the mistake; may return the arguments and environment to deploy with
 
 
-def rule(start: str, **what: Any) -> Arrange:
+def rule(start: str, **what: Unpack[Rule]) -> Arrange:
     return lambda world: world.rules.update({start: what})
 
 
-def rules(**what: dict[str, Any]) -> Arrange:
+def rules(**what: Rule) -> Arrange:
     return lambda world: world.rules.update(
-        {start.replace("_", " "): how for start, how in what.items()}
+        {start.replace("___", " --").replace("_", " "): how for start, how in what.items()}
     )
 
 
@@ -85,8 +90,12 @@ def in_turn(*arrangements: Arrange) -> Arrange:
     return arrange
 
 
+def manifest(text: str | bytes) -> Arrange:
+    return file("docker-compose.yml", text)
+
+
 def image(name: str) -> Arrange:
-    return file("docker-compose.yml", f"web:\n  image: {name}\n")
+    return manifest(f"web:\n  image: {name}\n")
 
 
 def link(target: str) -> Arrange:
@@ -95,12 +104,6 @@ def link(target: str) -> Arrange:
         (world.app / "deploy" / "after_build.sh").symlink_to(target)
 
     return arrange
-
-
-def two_images_with_one_tag(world: World) -> Any:
-    world.write("a/Dockerfile", "FROM scratch\n")
-    world.write("docker-compose.yml", f"web:\n  image: {IMAGE}\na:\n  image: {IMAGE}\n  build: a\n")
-    return (), {"IMAGE_TAG": "v1"}
 
 
 def broken_git(world: World) -> None:
@@ -119,22 +122,10 @@ def git_without_a_commit(world: World) -> None:
     )
 
 
-def under_another_name(name: str) -> Arrange:
-    def arrange(world: World) -> None:
-        (world.app / "docker-compose.yml").rename(world.app / name)
-
-    return arrange
-
-
-def in_a_subdirectory(world: World) -> None:
-    world.app = world.app / "lib"
-    world.app.mkdir()
-
-
-def several(world: World) -> Any:
-    world.write("deploy/before_build.sh", "#!/bin/sh\n")
-    world.write("docker-compose.yml", "web:\n  build: .\n")
-    return (), {"IMAGE_TAG": "a/b"}
+SEVERAL = both(
+    in_turn(file("deploy/before_build.sh", "#!/bin/sh\n"), image("b:TAG")),
+    CONVOX_PASSWORD="secret\n",
+)
 
 
 def several_that_programs_find(world: World) -> None:
@@ -144,16 +135,42 @@ def several_that_programs_find(world: World) -> None:
 
 def hook_that(script: str, name: str = "before_build") -> Arrange:
     def arrange(world: World) -> None:
-        for each in ("before_build", "after_build", "before_release"):
+        for each in HOOKS:
             world.write(f"deploy/{each}.sh", "#!/bin/sh\n", 0o755)
         world.write(f"deploy/{name}.sh", f"#!/bin/sh\n{script}\n", 0o755)
 
     return arrange
 
 
-LOCKED_OUT = {"status": 1, "err": "ERROR: forbidden\n"}
+def a_pipe_as_manifest(world: World) -> None:
+    (world.app / "docker-compose.yml").unlink()
+    os.mkfifo(world.app / "docker-compose.yml")
+
+
+def convox_yml(text: str) -> Arrange:
+    """A manifest whose services have no image, for a CLI that can build them."""
+    return both(file("convox.yml", text), CONVOX_STANDIN_CLI="v3")
+
+
+TAKEN: dict[str, Any] = {"image": f"{ECR}/shop:1a2b3c", "services": ["web"]}
+
+
+def taken_from(changes: dict[str, Any]) -> Arrange:
+    result = {"tool": "convox-deploy", "status": "succeeded", "images": [TAKEN], **changes}
+    return both(
+        file("deploy.json", json.dumps(result)), "--from", "deploy.json", CONVOX_STANDIN_CLI="v3"
+    )
+
+
 MISTAKES: dict[str, Arrange] = {
     # the most likely mistakes on a first run
+    "a user who may not use Docker": rule(
+        "docker version",
+        status=1,
+        err="permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock:"
+        ' Get "http://%2Fvar%2Frun%2Fdocker.sock/v1.50/version": dial unix /var/run/docker.sock: connect:'
+        " permission denied\n",
+    ),
     "Docker is not running": rule(
         "docker version",
         status=1,
@@ -164,13 +181,19 @@ MISTAKES: dict[str, Arrange] = {
         status=253,
         err='\nUnable to locate credentials. You can configure credentials by running "aws configure".\n',
     ),
+    "AWS credentials that have expired": rule(
+        "aws ecr get-login-password",
+        status=254,
+        err="An error occurred (ExpiredTokenException) when calling the GetAuthorizationToken operation: The"
+        " security token included in the request is expired\n",
+    ),
     "a wrong password": rule(
         "convox api get", status=1, err="ERROR: Unable to authenticate.\nTry `convox login`.\n"
     ),
     "an app that does not exist": rule(
         "convox api get", status=1, err="ERROR: no such app: shop\n"
     ),
-    "no :TAG": image("redis:7"),
+    "no :TAG": image("redis:7 # :TAG"),
     "a hook that is not executable": hook("#!/bin/sh\n", 0o644),
     "a push that is denied": rules(
         docker_push={"status": 1, "err": DENIED}, aws_ecr_create={"status": 254, "err": EXISTS}
@@ -180,6 +203,7 @@ MISTAKES: dict[str, Arrange] = {
     "outside the project root": without("docker-compose.yml"),
     # options and variables
     "an option of docker build": settings("--platform", "linux/amd64"),
+    "an unknown option": settings("--no-promot"),
     "an unexpected argument": settings("shop"),
     "promote as an argument": settings("promote", "RABCDEFGHIJ"),
     "help as an argument": settings("help"),
@@ -187,7 +211,7 @@ MISTAKES: dict[str, Arrange] = {
     "an app name in upper case": settings(APP_NAME="Shop"),
     "a tag with a slash": settings(IMAGE_TAG="feature/x"),
     "a build ID instead of a release ID": settings("--release", "BABCDEFGHIJ"),
-    "an empty option": settings("--release", ""),
+    "an empty option": settings("--rack", ""),
     "a release with --no-promote": settings("--release", "RABCDEFGHIJ", "--no-promote"),
     "a build that pushes": settings("--", "--push"),
     "a timeout that is not a number": settings(DEPLOY_TIMEOUT="an hour"),
@@ -206,8 +230,13 @@ MISTAKES: dict[str, Arrange] = {
     "a password with a newline": settings(CONVOX_PASSWORD="secret\n"),
     "a host without a password": settings(CONVOX_PASSWORD=None),
     "a password without a host": settings(CONVOX_HOST=None),
-    "a password under a wrong name": settings(CONVOX_PASSWORD=None, CONVOX_PASS="secret"),
-    "a host under a wrong name": settings(CONVOX_HOST=None, CONVOX_HOSTNAME="rack.example.com"),
+    "a host in quotes": settings(CONVOX_HOST='"rack.example.com"'),
+    "a misspelled variable": settings(CONVOX_PASSWORD=None, CONVOX_PASSWRD="secret"),
+    "sudo, which drops variables": both(
+        rule("convox api get", status=1, err="ERROR: no current rack\n"),
+        CONVOX_HOST=None,
+        CONVOX_PASSWORD=None,
+    ),
     "the Console instead of a rack": settings(CONVOX_HOST="console.convox.com"),
     "a rack that cannot be reached": rule(
         "convox api get",
@@ -218,19 +247,12 @@ MISTAKES: dict[str, Arrange] = {
         "convox api get", status=1, err="ERROR: could not find rack: org/prod\n"
     ),
     "a rack that does not answer in JSON": rule("convox api get", out="<html>\n"),
-    "credentials that cannot read the app": rule("convox api get", **LOCKED_OUT),
-    # a manifest with another name or in another directory
-    "compose.yaml": under_another_name("compose.yaml"),
-    "docker-compose.yaml": under_another_name("docker-compose.yaml"),
-    "a subdirectory": in_a_subdirectory,
+    "credentials that cannot read the app": rule(
+        "convox api get", status=1, err="ERROR: forbidden\n"
+    ),
     # programs
     "no docker": without("docker"),
     "no aws CLI": without("aws"),
-    "an aws CLI that is too old": rule(
-        "aws ecr get-login-password",
-        status=2,
-        err="aws: error: argument operation: Invalid choice, valid choices are:\n",
-    ),
     "an ECR login that docker refuses": rule(
         "docker login", status=1, err="Error response from daemon: 400\n"
     ),
@@ -238,27 +260,83 @@ MISTAKES: dict[str, Arrange] = {
     "git without a commit": git_without_a_commit,
     # builds
     "no Dockerfile": without("Dockerfile"),
-    "a missing build context": file("docker-compose.yml", f"web: {{image: '{IMAGE}', build: no}}"),
-    "one tag for two images": two_images_with_one_tag,
-    "an image shared by alias": file(
-        "docker-compose.yml",
+    "a missing build context": manifest(f"web: {{image: '{IMAGE}', build: no}}"),
+    "one tag for two images": both(
+        manifest(f"web: {{image: {IMAGE}}}\na: {{image: {IMAGE}, build: {{target: a}}}}\n"),
+        IMAGE_TAG="v1",
+    ),
+    "an image shared by alias": manifest(
         f"a:\n  image: &i {IMAGE}\n  build: .\nb:\n  image: *i\n  build: {{context: ., target: b}}\n",
     ),
+    # the manifest
+    "an empty manifest": manifest(""),
+    "a manifest without services": manifest("just a text"),
+    "a tab in the manifest": manifest("services:\n  web:\n\timage: x"),
+    "two documents": manifest("a: 1\n---\nb: 2"),
+    "a manifest that is not text": manifest(b"\xff\xfe"),
+    "a build without an image": manifest("web:\n  build: .\n"),
+    "a build and another image": manifest("web:\n  build: .\n  image: r.io/shop:latest\n"),
+    "neither image nor build": manifest(
+        f"services:\n  api:\n    image: {IMAGE}\n  web:\n    port: 3000\n"
+    ),
+    "a variable in the image": manifest("web:\n  image: ${REPO}:TAG\n"),
+    "a variable for the tag": manifest(f"web:\n  image: {ECR}/shop:${{TAG}}\n"),
+    "the tag in lower case": manifest(f"web:\n  image: {ECR}/shop:tag\n"),
+    "trailing whitespace after TAG": manifest("web:\n  image: 'r.io/shop:TAG '\n"),
+    "no registry": manifest("web:\n  image: shop:TAG\n"),
+    "an image in upper case": manifest(f"web:\n  image: {ECR}/Shop:TAG\n"),
+    "an image with escapes": manifest(f'web:\n  image: "{ECR}/shop:T\\x41G"\n'),
+    "a build option that is not supported": manifest(
+        f"web:\n  image: {IMAGE}\n  build: {{context: ., network: host}}\n"
+    ),
+    "a variable in the build": manifest(f"web:\n  image: {IMAGE}\n  build: {{context: $DIR}}\n"),
+    "build arguments that are not strings": manifest(
+        f"web:\n  image: {IMAGE}\n  build: {{args: [{{A: 1}}]}}\n"
+    ),
+    "several mistakes": manifest("services:\n  a:\n    port: 80\n  b:\n    image: b:TAG\n"),
+    "a manifest that is a pipe": a_pipe_as_manifest,
+    "another manifest that does not exist": settings(DOCKER_COMPOSE="compose.production.yml"),
+    "a key that convox.yml does not have": convox_yml(
+        "services:\n  web:\n    build: {path: ., target: production}\n"
+    ),
+    # services without image
+    "a Dockerfile outside the project": convox_yml("services:\n  web:\n    build: ../shop\n"),
+    "builds that only their arguments distinguish": convox_yml(
+        "services:\n  a:\n    build: {path: ., args: [A=1]}\n  b:\n    build: .\n"
+    ),
+    "an ARG without a default and an environment that cannot be read": in_turn(
+        file("Dockerfile", "FROM scratch\nARG LICENSE_KEY\n"),
+        rule("convox env", status=1, err="ERROR: forbidden\n"),
+    ),
+    # images of an earlier deploy
+    "no result to take images from": settings("--from", "deploy.json"),
+    "another file to take images from": taken_from({"tool": "another", "images": [TAKEN]}),
+    "a failed deploy to take images from": taken_from({"status": "failed"}),
+    "a result without images": taken_from({"images": []}),
+    "a result without the image of a service": taken_from(
+        {"images": [{**TAKEN, "image": "r.io/other:1"}]}
+    ),
+    "a result of another service": taken_from({"images": [{**TAKEN, "services": ["worker"]}]}),
+    "images that are in the registry of another rack": in_turn(
+        convox_yml("services:\n  web:\n    build: .\n"),
+        taken_from({"images": [{**TAKEN, "image": ""}]}),
+    ),
+    "the same file for --from and --result": settings("--from", "a.json", "--result", "a.json"),
     # hooks
     "a hook that is a broken symlink": link("nowhere"),
     "a hook that is a directory": lambda world: (world.app / "deploy" / "after_build.sh").mkdir(
         parents=True
     ),
-    "a hook without a shebang line": hook("exit 0\n"),
-    "a hook whose interpreter does not exist": hook("#!/no/such/shell\n"),
-    "a hook whose interpreter env cannot find": hook("#!/usr/bin/env bashh\n"),
-    "a hook with Windows line endings": hook(b"#!/bin/sh\r\n"),
     "a hook with another name": file("deploy/after-build.sh", "#!/bin/sh\n", 0o755),
+    "a hook in another language": file("deploy/before_release.rb", "#!/bin/ruby\n", 0o755),
+    "hooks in a directory with another name": file("Deploy/after_build.sh", "#!/bin/sh\n", 0o755),
     # several at once
-    "several problems": several,
+    "several problems": SEVERAL,
     "several problems found by commands": several_that_programs_find,
     # the steps
     "a hook that fails": hook("#!/bin/sh\nexit 3\n"),
+    "a hook with Windows line endings": hook("#!/bin/sh\r\nexit 0\r\n"),
+    "a hook that dies of a broken pipe": hook("#!/bin/sh\nkill -PIPE $$\n"),
     "a hook that disappears": hook_that("/bin/rm deploy/after_build.sh"),
     "a hook that breaks another": hook_that("/bin/chmod -x deploy/after_build.sh"),
     "a hook that breaks the manifest": hook_that("echo 'web: {build: .}' >docker-compose.yml"),
@@ -304,22 +382,10 @@ MISTAKES: dict[str, Arrange] = {
         status=1,
         err="Readiness probe failed: connection refused\nERROR: timeout\n",
     ),
-    "a switch of racks during the build": both(
-        rule(
-            "convox api get /apps/shop",
-            sequence=[
-                {"out": '{"release": "ROLDRELEASE", "status": "running"}'},
-                {"out": '{"release": "ROTHERRACKS", "status": "running"}'},
-            ],
-        ),
-        CONVOX_HOST=None,
-        CONVOX_PASSWORD=None,
-    ),
     "a repository that cannot be created": rules(
         docker_push={"status": 1, "err": NO_REPOSITORY},
         aws_ecr_create={"status": 254, "err": NO_CREATE},
     ),
-    "a push that pushed nothing": rule("docker push", out="ok\n"),
     "a release that the rack cannot build": rule(
         "convox build --app", status=1, err="pull access denied for shop\nERROR: build failed\n"
     ),
@@ -333,75 +399,99 @@ MISTAKES: dict[str, Arrange] = {
         status=1,
         err="no matching manifest for linux/amd64 in the manifest list entries\nERROR: build failed\n",
     ),
+    "a release whose build loses its connection": rule(
+        "convox build --app", status=1, err="a log line\nERROR: unexpected EOF\n"
+    ),
     "a build that names no release": rule("convox build --app", out="OK\n"),
     "a build that names the running release": rule("convox build --app", out="ROLDRELEASE"),
     "a promote that is rolled back": rule(
         "convox releases promote --app", status=1, err="ERROR: rollback\n"
+    ),
+    "a promote that loses its connection": both(
+        rules(
+            convox_releases_promote___app={"status": 1, "err": "ERROR: unexpected EOF\n"},
+            convox_api_get={"since": 3, "status": 1, "err": "ERROR: unexpected EOF\n"},
+        ),
+        CONVOX_PASSWORD="secret",
+    ),
+    "a release that someone else promotes": rules(
+        convox_releases_promote___app={"status": 1, "err": "ERROR: app is updating\n"},
+        convox_api_get={"since": 3, "out": '{"release": "ROTHERRELEASE", "status": "updating"}'},
     ),
     "another running release": rule("convox releases promote --app", out="OK\n"),
     "a command that is killed": rule("docker push", signal=signal.SIGKILL),
     "a timeout": both(rule("docker build", hang=True), "--timeout", "0.3s"),
 }
 
-MANIFESTS = {
-    "an empty manifest": "",
-    "a manifest without services": "just a text",
-    "a tab in the manifest": "services:\n  web:\n\timage: x",
-    "two documents": "a: 1\n---\nb: 2",
-    "a manifest that is not text": "\xff\xfe",
-    "a manifest that is nested too deeply": "[" * 2000,
-    "a duplicate key": f"web:\n  image: {IMAGE}\n  image: {IMAGE}\n",
-    "a build without an image": "web:\n  build: .\n",
-    "a build and another image": "web:\n  build: .\n  image: r.io/shop:latest\n",
-    "neither image nor build": f"services:\n  api:\n    image: {IMAGE}\n  web:\n    port: 3000\n",
-    "a variable in the image": "web:\n  image: ${REPO}:TAG\n",
-    "a variable for the tag": f"web:\n  image: {ECR}/shop:${{TAG}}\n",
-    "the tag in lower case": f"web:\n  image: {ECR}/shop:tag\n",
-    "trailing whitespace after TAG": "web:\n  image: 'r.io/shop:TAG '\n",
-    "no registry": "web:\n  image: shop:TAG\n",
-    "an image in upper case": f"web:\n  image: {ECR}/Shop:TAG\n",
-    "an image with escapes": f'web:\n  image: "{ECR}/shop:T\\x41G"\n',
-    "a build option that is not supported": f"web:\n  image: {IMAGE}\n  build: {{context: ., cache_from: [x]}}\n",
-    "a variable in the build": f"web:\n  image: {IMAGE}\n  build: {{context: $DIR}}\n",
-    "build arguments that are not strings": f"web:\n  image: {IMAGE}\n  build: {{args: [{{A: 1}}]}}\n",
-    "several mistakes": "services:\n  a:\n    build: .\n  b:\n    image: b:TAG\n",
-}
+
+def variants(mistake: str, shown: str, setting: str, *values: str) -> list[tuple[Any, ...]]:
+    """Return other values that make the same mistake. The message shows them instead of `shown`."""
+    arrangements = [
+        settings(f"{setting}={value}") if setting[0] == "-" else settings(**{setting: value})
+        for value in values
+    ]
+    return [
+        (mistake, arrange, repr(shown), repr(value)) for arrange, value in zip(arrangements, values)
+    ]
 
 
-def message_of(world: World, mistake: str) -> str:
-    args, env = MISTAKES[mistake](world) or ((), {})
+VARIANTS: list[tuple[Any, ...]] = [
+    *((mistake, MISTAKES[mistake], "", "") for mistake in ["several problems"]),
+    *variants(
+        "an app name in upper case", "Shop", "APP_NAME", "my shop", "shop\n", "-shop", "'\"", "büro"
+    ),
+    *variants("a tag with a slash", "feature/x", "IMAGE_TAG", "-x", "v1\n", "x" * 129),
+    *variants(
+        "a build ID instead of a release ID", "BABCDEFGHIJ", "--release", "RABCDEFGHIJ\n", "R1"
+    ),
+    *variants(
+        "a timeout that is not a number", "an hour", "DEPLOY_TIMEOUT", "-1", "nan", "1" * 8, "1d"
+    ),
+    *variants("a URL instead of a host", "https://rack.example.com", "CONVOX_HOST", "a b", "a/b"),
+    ("a build that pushes", settings("--", "--push=true"), "", ""),
+    ("a variable for the tag", image(f"{ECR}/shop:$TAG"), "", ""),
+    ("a variable for the tag", image(f"{ECR}/shop:${{TAG:-latest}}"), "", ""),
+    (
+        "build arguments that are not strings",
+        manifest(f"web: {{image: '{IMAGE}', build: {{args: {{A: [x]}}}}}}"),
+        "{'A': '1'}",
+        "['x']",
+    ),
+    (
+        "build arguments that are not strings",
+        manifest(f"web: {{image: '{IMAGE}', build: {{args: {{A: {{B: c}}}}}}}}"),
+        "{'A': '1'}",
+        "{'B': 'c'}",
+    ),
+]
+
+
+def message_of(world: World, arrange: Arrange) -> str:
+    args, env = arrange(world) or ((), {})
     ran = world.deploy(*args, env=env)
     assert ran.status != 0
     assert "Traceback" not in ran.text
     assert world.nothing_is_left()
     if ran.status == 2:
-        assert (
-            world.commands("docker build", "convox build --app", "convox releases promote --app")
-            == []
-        )
-    text = ran.err.replace(f"{sys.executable} {TOOL}", "python3 convox_deploy.py").replace(
-        str(world.home), "/home/me"
-    )
+        changing = ["docker build --tag", "convox build --app", "convox releases promote --app"]
+        assert world.commands(*changing) == []
+    text = ran.err.replace(f"{sys.executable} {TOOL}", "python3 convox_deploy.py")
+    text = text.replace(str(world.home), "/home/me")
     return re.sub(r"shop:deploy-[0-9a-f]{8}", "shop:deploy-...", text).strip()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_the_recorded_message(world: World, mistake: str) -> None:
-    assert message_of(world, mistake) == TEXTS[mistake]
+    assert message_of(world, MISTAKES[mistake]) == TEXTS[mistake]
 
 
-def message_of_manifest(directory: Path, mistake: str) -> str:
-    os.chdir(directory)
-    Path("convox.yml").write_bytes(MANIFESTS[mistake].encode("latin-1"))
-    with pytest.raises(DeployError) as caught:
-        Manifest.load("convox.yml")
-    return str(caught.value).strip()
-
-
-@pytest.mark.parametrize("mistake", MANIFESTS)
-def test_a_mistake_in_the_manifest_gets_the_recorded_message(tmp_path: Path, mistake: str) -> None:
-    assert message_of_manifest(tmp_path, mistake) == TEXTS[mistake]
+@pytest.mark.parametrize(("mistake", "arrange", "shown", "instead"), VARIANTS)
+def test_a_variant_of_a_mistake_gets_its_message_before_any_command_runs(
+    world: World, mistake: str, arrange: Arrange, shown: str, instead: str
+) -> None:
+    assert message_of(world, arrange) == TEXTS[mistake].replace(shown, instead)
+    assert world.calls == []
 
 
 def test_every_recorded_message_belongs_to_a_mistake() -> None:
-    assert TEXTS.keys() == {*MISTAKES, *MANIFESTS}
+    assert [*TEXTS] == [*MISTAKES]

@@ -39,7 +39,7 @@ def test_the_supported_python_versions_are_the_same_everywhere() -> None:
     assert [int(minor) for minor in classified] == list(range(OLDEST, NEWEST + 1))
     assert f'requires-python = ">=3.{OLDEST}"' in PYPROJECT
     assert f'# requires-python = ">=3.{OLDEST}"' in (ROOT / "convox_deploy.py").read_text()
-    assert f"Python 3.{OLDEST} or later" in " ".join((ROOT / "README.md").read_text().split())
+    assert f"Python 3.{OLDEST}+" in " ".join((ROOT / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize("version", [f"3.{minor}" for minor in range(OLDEST, NEWEST + 1)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import urllib.parse
 from typing import Any
 
 import pytest
 from conftest import World
+from standin import Rule
 
 CLIS = ["2016", "2018", "v2", "v3"]
 LOGIN = {"CONVOX_HOST": None, "CONVOX_PASSWORD": None}
@@ -25,10 +27,9 @@ def rack_calls(world: World) -> list[Any]:
 @pytest.mark.parametrize(
     ("cli", "how"),
     [
-        *itertools.product(CLIS, [".convox", "option"]),
+        *itertools.product(CLIS, ["option"]),
         ("v2", "CONVOX_RACK"),
         ("v2", "RACK_NAME"),
-        ("v2", ".convox2"),
     ],
 )
 def test_every_command_and_hook_gets_the_specified_rack(world: World, how: str, cli: str) -> None:
@@ -36,9 +37,6 @@ def test_every_command_and_hook_gets_the_specified_rack(world: World, how: str, 
     args, env = [], {**LOGIN, "CONVOX_STANDIN_CLI": cli}
     if how == "option":
         args, env = ["--rack", "org/production"], {**env, "CONVOX_RACK": "org/staging"}
-        world.write(".convox/rack", "org/staging\n")
-    elif how.startswith("."):
-        world.write(f"{how}/rack", "org/production\n")
     else:
         env[how] = "org/production"
     ran = world.deploy(*args, env=env)
@@ -54,12 +52,9 @@ def test_every_command_and_hook_gets_the_specified_rack(world: World, how: str, 
 
 
 @pytest.mark.parametrize(("cli", "password"), [*zip(itertools.cycle(CLIS), PASSWORDS)])
-def test_a_direct_login_reaches_every_cli_generation_and_overrides_the_local_setting(
-    world: World, password: str, cli: str
-) -> None:
-    """In v3 RACK_URL overrides .convox/rack, and up to v2 CONVOX_HOST does."""
+def test_a_direct_login_reaches_every_cli_generation(world: World, password: str, cli: str) -> None:
+    """v3 reads RACK_URL, and CLIs up to v2 read CONVOX_HOST and CONVOX_PASSWORD."""
     world.add_hooks()
-    world.write(".convox/rack", "org/staging\n")
     env = {
         "CONVOX_HOST": "rack.example.com:8443",
         "CONVOX_PASSWORD": password,
@@ -76,52 +71,19 @@ def test_a_direct_login_reaches_every_cli_generation_and_overrides_the_local_set
     assert "to rack.example.com:8443 (" in ran.out
 
 
-@pytest.mark.parametrize("cli", ["2016", "v3"])
-@pytest.mark.parametrize(
-    ("url", "password"),
-    [
-        ("https://convox:pass%2Fword@rack.example.com", "pass/word"),
-        ("https://convox:pass%2fword@rack.example.com", "pass/word"),
-        ("https://convox:p@ss@word@rack.example.com", "p@ss@word"),
-    ],
-)
-def test_a_rack_url_also_reaches_old_cli_generations(
-    world: World, url: str, password: str, cli: str
-) -> None:
-    world.write(".convox/rack", "org/staging\n")
-    ran = world.deploy(env={**LOGIN, "RACK_URL": url, "CONVOX_STANDIN_CLI": cli})
-    assert ran.status == 0, ran.text
-    for call in rack_calls(world):
-        assert call.env["RACK_URL"] == url
-        assert (call.env["CONVOX_HOST"], call.env["CONVOX_PASSWORD"]) == (
-            "rack.example.com",
-            password,
-        )
-        assert "CONVOX_RACK" not in call.env
-    assert "to rack.example.com (" in ran.out and "@ss" not in ran.text and "pass%" not in ran.text
-
-
 @pytest.mark.parametrize(
     "host", ["console.convox.com", "Console.Convox.com", "console.convox.com:443"]
 )
 def test_the_console_is_never_mistaken_for_a_rack(world: World, host: str) -> None:
     ran = world.deploy(env={"CONVOX_HOST": host})
     assert ran.status == 2
-    assert (
-        f"{host} is the Convox Console, not a rack. Name the rack with --rack or CONVOX_RACK."
-        in ran.err
-    )
-    assert world.calls == []
+    assert f"{host} is the Convox Console, not a rack." in ran.err
+    assert world.commands("docker login", "docker build --tag", "convox build --app") == []
 
 
-@pytest.mark.parametrize("how", ["--rack", ".convox/rack"])
-def test_a_deploy_key_is_used_with_the_console_and_the_name_of_the_rack(
-    world: World, how: str
-) -> None:
-    args = ["--rack", "org/production"] if how == "--rack" else []
-    if how == ".convox/rack":
-        world.write(how, "org/production")
-    ran = world.deploy(*args, "--no-verify", env={"CONVOX_HOST": "console.convox.com"})
+def test_a_deploy_key_is_used_with_the_console_and_the_name_of_the_rack(world: World) -> None:
+    args = ["--rack", "org/production", "--no-verify"]
+    ran = world.deploy(*args, env={"CONVOX_HOST": "console.convox.com"})
     assert ran.status == 0, ran.text
     for call in rack_calls(world):
         assert call.env["CONVOX_RACK"] == "org/production" and "RACK_URL" not in call.env
@@ -143,32 +105,6 @@ def test_without_rack_settings_the_cli_chooses_the_rack(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "app"),
-    [
-        ({".convox/app": "from-convox\n"}, "from-convox"),
-        ({".convox2/app": "from-convox2"}, "from-convox2"),
-        ({".convox/app": "from-convox", ".convox2/app": "from-convox2"}, "from-convox"),
-        ({".convox/app": ""}, "shop"),
-    ],
-)
-def test_the_app_defaults_to_the_local_setting(
-    world: World, files: dict[str, str], app: str
-) -> None:
-    for name, text in files.items():
-        world.write(name, text)
-    assert world.deploy(env={"APP_NAME": None}).status == 0
-    assert world.commands(f"convox build --app {app} ")
-
-
-def test_a_cli_without_the_rack_option_gets_only_the_variable(world: World) -> None:
-    world.rules["convox build --help"] = {"out": "--manifest --app --description --id"}
-    ran = world.deploy("--rack", "production", env=LOGIN)
-    assert ran.status == 0, ran.text
-    for call in rack_calls(world):
-        assert "--rack" not in call.argv and call.env["CONVOX_RACK"] == "production"
-
-
-@pytest.mark.parametrize(
     "password", ["hunter2/x", "hunter2?x", "hunter2#x", "x@hunter2/x", "x@hunter2?x", "x@hunter2#x"]
 )
 def test_a_rack_url_whose_password_is_not_encoded_is_refused_and_not_shown(
@@ -176,13 +112,13 @@ def test_a_rack_url_whose_password_is_not_encoded_is_refused_and_not_shown(
 ) -> None:
     url = f"https://convox:{password}@rack.example.com"
     ran = world.deploy(env={**LOGIN, "RACK_URL": url})
-    assert ran.status == 2 and "with PASSWORD percent-encoded." in ran.err
+    assert ran.status == 2 and "PASSWORD percent-encoded." in ran.err
     assert "hunter2" not in ran.text and world.calls == []
 
 
 def test_the_commands_that_are_suggested_name_the_rack(world: World) -> None:
-    world.rules["convox releases promote --app"] = {"status": 1, "err": "ERROR: rollback\n"}
-    ran = world.deploy("--rack", "staging", env=LOGIN)
+    world.rules["convox releases promote --app"] = {"hang": True}
+    ran = world.deploy_and_signal(signal.SIGTERM, "--rack", "staging", env=LOGIN)
     assert "Check:  convox apps info --app shop --rack staging\n" in ran.err
     assert "Cancel: convox apps cancel --app shop --rack staging\n" in ran.err
 
@@ -190,30 +126,13 @@ def test_the_commands_that_are_suggested_name_the_rack(world: World) -> None:
 def test_a_rack_url_of_the_console_is_refused(world: World) -> None:
     url = "https://convox:password@console.convox.com"
     ran = world.deploy(env={**LOGIN, "RACK_URL": url})
-    assert ran.status == 2 and "console.convox.com is the Convox Console, not a rack." in ran.err
-
-
-@pytest.mark.parametrize("kind", ["directory", "not UTF-8"])
-def test_a_local_setting_that_cannot_be_read_is_not_ignored(world: World, kind: str) -> None:
-    if kind == "directory":
-        (world.app / ".convox" / "rack").mkdir(parents=True)
-    else:
-        (world.app / ".convox").mkdir()
-        (world.app / ".convox" / "rack").write_bytes(b"\xff")
-    ran = world.deploy(env=LOGIN)
-    assert ran.status == 2 and ".convox/rack cannot be read" in ran.err and world.calls == []
-
-
-def test_an_empty_local_setting_does_not_hide_the_one_of_v2(world: World) -> None:
-    world.write(".convox/rack", "")
-    world.write(".convox2/rack", "org/production")
-    ran = world.deploy(env=LOGIN)
-    assert "to org/production (" in ran.out
+    assert ran.status == 2 and "is the Convox Console, not a rack." in ran.err
 
 
 @pytest.mark.parametrize(
     "url",
     [
+        "https://[",
         "https://convox:sec[retpass@staging.example.com",
         "https://convox:password@:5443",
         "https://convox:password@staging.example.com\n",
@@ -221,7 +140,6 @@ def test_an_empty_local_setting_does_not_hide_the_one_of_v2(world: World) -> Non
     ],
 )
 def test_a_rack_url_that_cannot_be_parsed_is_never_ignored(world: World, url: str) -> None:
-    world.write(".convox/rack", "production")
     ran = world.deploy(env={**LOGIN, "RACK_URL": url})
     assert ran.status == 2 and "RACK_URL must be" in ran.err
     assert "retpass" not in ran.text and world.calls == []
@@ -233,8 +151,70 @@ def test_a_password_in_the_host_is_not_shown(world: World) -> None:
     assert "hunter2" not in ran.text
 
 
-def test_a_similar_variable_does_not_matter_if_another_setting_names_the_rack(
-    world: World,
+# --- the convox CLI's own rack --------------------------------------------------------
+
+
+@pytest.mark.parametrize("cli", CLIS)
+@pytest.mark.parametrize("running", ["ROLDRELEASE", ""])
+def test_the_clis_current_rack_is_asked_once_and_named_to_every_command_and_hook(
+    world: World, cli: str, running: str
 ) -> None:
-    env = {**LOGIN, "CONVOX_PASSWORDS": "for another tool"}
-    assert world.deploy("--rack", "production", env=env).status == 0
+    """`convox switch` in another terminal cannot change the target, not even of a first deploy."""
+    (world.home / "running").write_text(f"{running}\n")
+    world.add_hooks()
+    world.rules["convox switch"] = {"sequence": [{"out": "org/staging\n"}, {"out": "org/other\n"}]}
+    ran = world.deploy(env={**LOGIN, "CONVOX_STANDIN_CLI": cli})
+    assert ran.status == 0, ran.text
+    assert "Deploying shop to org/staging" in ran.out
+    assert world.call("convox switch").argv == ["convox", "switch"]
+    calls = [call for call in rack_calls(world) if call.line != "convox switch"]
+    assert len(calls) == 7
+    for call in calls:
+        assert call.env["CONVOX_RACK"] == "org/staging", call.line
+        if call.argv[0] == "convox":
+            assert call.argv[call.argv.index("--rack") + 1] == "org/staging"
+        else:
+            assert call.env["RACK_NAME"] == "org/staging"
+
+
+def test_resuming_asks_for_the_clis_current_rack_too(world: World) -> None:
+    world.rules["convox switch"] = {"out": "org/staging\n"}
+    ran = world.deploy("--release", "RABCDEFGHIJ", env=LOGIN)
+    assert ran.status == 0, ran.text
+    assert world.call("convox releases promote --app").env["CONVOX_RACK"] == "org/staging"
+
+
+@pytest.mark.parametrize("rule", [{"status": 1, "err": "ERROR: no current rack\n"}, {"out": "\n"}])
+def test_a_cli_that_names_no_current_rack_is_used_as_it_is(world: World, rule: Rule) -> None:
+    world.rules["convox switch"] = rule
+    ran = world.deploy(env=LOGIN)
+    assert ran.status == 0, ran.text
+    assert "to the convox CLI's current rack (" in ran.out
+    assert not any("--rack" in call.argv or "CONVOX_RACK" in call.env for call in world.calls)
+
+
+@pytest.mark.parametrize("how", ["--rack", "CONVOX_RACK", "CONVOX_HOST", "RACK_URL"])
+def test_the_cli_is_not_asked_for_a_rack_that_a_setting_names(world: World, how: str) -> None:
+    args = ["--rack", "production"] if how == "--rack" else []
+    named = {"CONVOX_RACK": "production", "RACK_URL": "https://convox:password@rack.example.com"}
+    env = {} if how == "CONVOX_HOST" else {**LOGIN, how: named.get(how)}
+    assert world.deploy(*args, env=env).status == 0
+    assert world.commands("convox switch") == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://convox:pass%2fword@rack.example.com",
+        "https://convox:p%40ss@rack.example.com:8443/",
+        "https://convox:password@gateway.example.com/racks/staging",
+    ],
+)
+def test_a_rack_url_is_passed_on_as_it_is(world: World, url: str) -> None:
+    world.add_hooks()
+    ran = world.deploy(env={**LOGIN, "RACK_URL": url, "CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 0, ran.text
+    assert {call.env["RACK_URL"] for call in rack_calls(world)} == {url}
+    assert f"to {url.partition('@')[2].partition('/')[0]}" in ran.out
+    password = url.split(":")[2].partition("@")[0]
+    assert f":{password}@" not in ran.text

@@ -6,24 +6,15 @@ import itertools
 import json
 import os
 import signal
-from pathlib import Path
+import subprocess
 from typing import Any
 
 import pytest
-from conftest import DIGEST, ECR, World
+from conftest import DIGEST, ECR, SHORT_ID, World
 
-SHORT_ID = "3cbf733dcc19"
+from convox_deploy import STEPS
+
 OURS = '{"status": "succeeded", "tool": "convox-deploy"}'
-STEPS = [
-    "preflight",
-    "before_build",
-    "build",
-    "after_build",
-    "push",
-    "release",
-    "before_release",
-    "promote",
-]
 
 
 def result_of(world: World, name: str = "result.json") -> dict[str, Any]:
@@ -37,6 +28,7 @@ def test_a_success_is_recorded(world: World) -> None:
     assert world.deploy("--result", "result.json").status == 0
     result = result_of(world)
     seconds = result.pop("seconds")
+    assert 0 < result["images"][0].pop("build_seconds") <= seconds["build"]
     assert result == {
         "tool": "convox-deploy",
         "status": "succeeded",
@@ -56,6 +48,7 @@ def test_a_success_is_recorded(world: World) -> None:
             },
         ],
         "failed_step": "",
+        "failed_service": "",
         "error": "",
     }
     assert list(seconds) == STEPS and all(second >= 0 for second in seconds.values())
@@ -66,8 +59,10 @@ def test_a_failure_is_recorded(world: World) -> None:
     assert world.deploy(env={"DEPLOY_RESULT": "result.json"}).status == 1
     result = result_of(world)
     assert (result["status"], result["exit_status"], result["failed_step"]) == ("failed", 1, "push")
-    assert (result["release"], result["promote_requested"], result["running"]) == ("", False, "")
-    assert result["error"].startswith("`docker push` exited with code 1.")
+    assert (result["release"], result["promote_requested"]) == ("", False)
+    assert (result["running_before"], result["running"]) == ("ROLDRELEASE", "ROLDRELEASE")
+    assert result["error"].startswith("`docker push` for web exited with code 1.")
+    assert result["failed_service"] == "web"
 
 
 @pytest.mark.parametrize("command", ["docker build", "convox releases promote --app"])
@@ -80,12 +75,14 @@ def test_an_interruption_is_recorded(world: World, command: str) -> None:
     assert result["failed_step"] == ("promote" if is_promote else "build")
     assert result["release"] == ("RNEWRELEASE" if is_promote else "")
     assert (result["promote_requested"], result["verified"]) == (is_promote, False)
-    assert result["running"] == ("ROLDRELEASE" if is_promote else "")
+    assert not (is_promote and result["running"])  # after a signal, the rack is not asked
     assert "Stopped by SIGTERM while running" in result["error"]
 
 
 def test_a_preflight_problem_is_recorded(world: World) -> None:
-    assert world.deploy("--result", "result.json", "--tag", "a/b").status == 2
+    world.write("result.json", OURS)
+    world.rules["docker version"] = {"status": 1}
+    assert world.deploy("--result", "result.json").status == 2
     assert (result_of(world)["exit_status"], result_of(world)["failed_step"]) == (2, "preflight")
 
 
@@ -96,6 +93,7 @@ FOREIGN = {
     "Dockerfile": None,
     "deploy/before_build.sh": "#!/bin/sh\n",
     ".git/config": "[core]\n",
+    "convox_deploy.py": "print()\n",
     "package.json": '{"name": "shop"}',
     "tool.json": '{"tool": "another"}',
     "list.json": "[1]",
@@ -114,26 +112,15 @@ def test_a_file_that_is_not_a_result_is_never_replaced(world: World, name: str, 
     args, env = (["--result", name], {}) if how == "option" else ([], {"DEPLOY_RESULT": name})
     ran = world.deploy(*args, env=env)
     assert ran.status == 2
-    assert f"--result {name} would replace a file that is not a result." in ran.err
+    assert f"--result {name} would replace" in ran.err
     assert path.read_bytes() == before
-    world.deploy("--bogus", *args, env=env)
-    assert path.read_bytes() == before
-    assert world.commands("docker build") == []
+    assert world.commands("docker build --tag") == []
 
 
-def test_the_tool_itself_is_never_replaced(world: World) -> None:
-    path = world.write("convox_deploy.py", "print()")
-    assert world.deploy("--result", path.name).status == 2
-    assert path.read_text() == "print()"
-
-
-@pytest.mark.parametrize("target", ["nowhere", "result.json", "/dev/null"])
-def test_a_symlink_is_never_replaced(world: World, target: str) -> None:
-    world.write("result.json", OURS)
-    (world.app / "link").symlink_to(target)
-    assert world.deploy("--result", "link").status == 2
-    assert os.readlink(world.app / "link") == target
-    assert (world.app / "result.json").read_text() == OURS
+def test_a_symlink_does_not_hide_a_file_that_is_not_a_result(world: World) -> None:
+    (world.app / "result.json").symlink_to("Dockerfile")
+    assert world.deploy("--result", "result.json").status == 2
+    assert (world.app / "Dockerfile").read_text() == "FROM scratch\n"
 
 
 def test_a_device_a_pipe_or_a_directory_is_never_replaced(world: World) -> None:
@@ -153,15 +140,6 @@ def test_a_result_is_written_to_a_new_file_an_empty_file_or_an_earlier_result(
     assert result_of(world)["status"] == "succeeded"
 
 
-def test_a_file_that_a_hook_creates_there_is_not_replaced(world: World) -> None:
-    world.write("deploy/before_build.sh", "#!/bin/sh\necho mine >result.json\n", 0o755)
-    ran = world.deploy("--result", "result.json")
-    assert (world.app / "result.json").read_text() == "mine\n"
-    assert ran.status == 1
-    assert "The result was not written: --result result.json would replace a file" in ran.err
-    assert "shop is now running RNEWRELEASE." in ran.out
-
-
 def test_a_result_that_cannot_be_written_does_not_hide_the_outcome(world: World) -> None:
     world.write("results/.keep", "")
     world.write("deploy/before_release.sh", "#!/bin/sh\n/bin/rm -r results\n", 0o755)
@@ -172,74 +150,27 @@ def test_a_result_that_cannot_be_written_does_not_hide_the_outcome(world: World)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
-def test_a_full_disk_leaves_no_partial_result(world: World) -> None:
-    import subprocess
-
+def test_a_result_on_a_full_disk_does_not_hide_the_outcome(world: World) -> None:
     (world.app / "full").mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", world.app / "full"], check=True
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(world.app / "full")]
+    subprocess.run(mount, check=True)
     try:
         (world.app / "full" / "something").write_bytes(b"x" * 4096)
         ran = world.deploy("--result", "full/result.json")
-        assert [path.name for path in (world.app / "full").iterdir()] == ["something"]
     finally:
         subprocess.run(["umount", world.app / "full"], check=True)
     assert ran.status == 1
-    assert (
-        "The result was not written: " in ran.err and "shop is now running RNEWRELEASE." in ran.out
-    )
+    assert "The result was not written: " in ran.err
+    assert "shop is now running RNEWRELEASE." in ran.out
 
 
 # --- never out of date ----------------------------------------------------------------
 
-UNUSABLE: dict[str, tuple[list[str], dict[str, str | None]]] = {
-    "an unknown option": (["--bogus"], {}),
-    "an option of docker": (["--platform", "linux/amd64"], {}),
-    "a timeout in words": ([], {"DEPLOY_TIMEOUT": "an hour"}),
-    "a switch in words": ([], {"SKIP_ECR_AUTH": "perhaps"}),
-    "an empty option": (["--rack", ""], {}),
-    "a problem in preflight": (["--tag", "a/b"], {}),
-    "an option without its value": (["--rack"], {}),
-    "help for docker build": (["--bogus", "--", "--help"], {}),
-}
 
-
-@pytest.mark.parametrize(
-    ("mistake", "how"),
-    [
-        *itertools.product(UNUSABLE, ["variable"]),
-        *itertools.product(
-            ["an unknown option", "help for docker build"], ["before", "after", "joined"]
-        ),
-    ],
-)
-def test_an_earlier_result_is_removed_even_if_the_settings_are_invalid(
-    world: World, mistake: str, how: str
-) -> None:
+@pytest.mark.parametrize("option", ["--help", "-h", "--version", "--dry-run"])
+def test_invocations_that_deploy_nothing_keep_the_earlier_result(world: World, option: str) -> None:
     world.write("result.json", OURS)
-    args, env = UNUSABLE[mistake]
-    given = ["--result=result.json"] if how == "joined" else ["--result", "result.json"]
-    if how == "variable":
-        env = {**env, "DEPLOY_RESULT": "result.json"}
-    elif how == "after":
-        where = args.index("--") if "--" in args else len(args)
-        args = [*args[:where], *given, *args[where:]]
-    else:
-        args = [*given, *args]
-    assert world.deploy(*args, env=env).status == 2
-    path: Path = world.app / "result.json"
-    assert not path.exists() or json.loads(path.read_text())["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    "args", [["--help"], ["-h"], ["--version"], ["--dry-run"], ["--dry-run", "--bogus"]]
-)
-def test_invocations_that_deploy_nothing_keep_the_earlier_result(
-    world: World, args: list[str]
-) -> None:
-    world.write("result.json", OURS)
-    world.deploy(*args, env={"DEPLOY_RESULT": "result.json"})
+    world.deploy(option, env={"DEPLOY_RESULT": "result.json"})
     assert (world.app / "result.json").read_text() == OURS
 
 
@@ -265,34 +196,9 @@ def test_the_digest_is_null_if_docker_draws_its_progress_on_a_terminal(world: Wo
 def test_a_result_in_a_file_instead_of_a_directory_is_refused(world: World) -> None:
     world.write("file", "")
     ran = world.deploy("--result", "file/result.json")
-    assert ran.status == 2 and "Cannot write --result file/result.json." in ran.err
-
-
-def test_the_name_of_a_result_can_be_as_long_as_the_file_system_allows(world: World) -> None:
-    name = "r" * 255
-    assert world.deploy("--result", name).status == 0
-    assert (world.app / name).exists()
+    assert ran.status == 2 and "--result file/result.json" in ran.err
 
 
 def test_a_result_in_a_directory_with_an_impossible_name_is_refused(world: World) -> None:
     ran = world.deploy("--result", "d" * 300 + "/result.json")
-    assert ran.status == 2 and "Cannot write --result" in ran.err and "Traceback" not in ran.err
-
-
-def test_an_earlier_result_is_removed_even_if_a_local_setting_cannot_be_read(world: World) -> None:
-    (world.app / ".convox" / "app").mkdir(parents=True)
-    world.write("result.json", '{"tool": "convox-deploy", "status": "succeeded"}')
-    ran = world.deploy("--result", "result.json", env={"APP_NAME": None})
-    assert ran.status == 2 and ".convox/app cannot be read" in ran.err
-    assert not (world.app / "result.json").exists()
-
-
-def test_a_service_and_its_init_container_are_listed_once(world: World) -> None:
-    image = f"{ECR}/shop:TAG"
-    world.write(
-        "docker-compose.yml",
-        f"services: {{web: {{image: '{image}', initContainer: {{image: '{image}'}}}}}}\n",
-    )
-    ran = world.deploy("--result", "result.json")
-    assert ran.status == 0 and "\nImage for web: " in ran.out
-    assert [image["services"] for image in result_of(world)["images"]] == [["web"]]
+    assert ran.status == 2 and "--result ddd" in ran.err and "Traceback" not in ran.err

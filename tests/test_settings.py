@@ -1,4 +1,4 @@
-"""Settings from variables and options, and errors for invalid ones."""
+"""Settings from variables and options."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 
 import pytest
 from conftest import COMPOSE, ECR, World
+
+from convox_deploy import main
 
 
 def pushed_and_app(world: World) -> tuple[str, str]:
@@ -41,7 +43,6 @@ def test_empty_variables_count_as_unset(world: World) -> None:
     names += [
         "DEPLOY_RESULT",
         "DEPLOY_TIMEOUT",
-        "DEPLOY_QUIET",
         "DEPLOY_NO_VERIFY",
         "CONVOX_HOST",
         "CONVOX_PASSWORD",
@@ -72,92 +73,8 @@ def test_the_app_is_named_after_the_directory_like_in_the_convox_cli(
     [("30", 30), ("30m", 30), ("1h", 60), ("1.5h", 90), ("90s", 1.5), ("0", 0), ("0.5", 0.5)],
 )
 def test_a_timeout_can_have_a_unit(text: str, minutes: float) -> None:
-    import convox_deploy
-
-    assert convox_deploy.minutes(text) == minutes
-
-
-MISTAKES: dict[str, tuple[list[str], dict[str, str | None], str]] = {
-    "an app with a space": ([], {"APP_NAME": "my shop"}, "Invalid app name 'my shop'"),
-    "an app with a newline": ([], {"APP_NAME": "shop\n"}, r"Invalid app name 'shop\n'"),
-    "an app with a leading dash": ([], {"APP_NAME": "-shop"}, "Invalid app name '-shop'"),
-    "an app with quotes": ([], {"APP_NAME": "'\""}, "Invalid app name"),
-    "an app in Unicode": ([], {"APP_NAME": "büro"}, "Invalid app name 'büro'"),
-    "a tag with a leading dash": (["--tag=-x"], {}, "Invalid image tag '-x'"),
-    "a tag with a newline": ([], {"IMAGE_TAG": "v1\n"}, r"Invalid image tag 'v1\n'"),
-    "a tag that is too long": ([], {"IMAGE_TAG": "x" * 129}, "Invalid image tag 'xxx"),
-    "a release with a newline": (["--release", "RABCDEFGHIJ\n"], {}, "is not a release ID"),
-    "a negative timeout": (["--timeout", "-1"], {}, "'-1' is not a number of minutes"),
-    "a timeout that is not a number": (
-        ["--timeout", "nan"],
-        {},
-        "'nan' is not a number of minutes",
-    ),
-    "a timeout that is too long": (["--timeout", "1" * 8], {}, "is not a number of minutes"),
-    "a timeout of a day": (["--timeout", "1d"], {}, "'1d' is not a number of minutes"),
-    "an empty rack": (
-        ["--rack", ""],
-        {},
-        "Invalid value for '--rack' (env var: 'CONVOX_RACK', 'RACK_NAME'): it is empty.",
-    ),
-    "an empty tag": (
-        ["--tag="],
-        {},
-        "Invalid value for '--tag' (env var: 'IMAGE_TAG'): it is empty.",
-    ),
-    "a switch that is not a boolean": (
-        [],
-        {"SKIP_ECR_AUTH": "perhaps"},
-        "'perhaps' is not a valid boolean",
-    ),
-    "an unknown option": (["--bogus"], {}, "No such option"),
-    "a directory instead of a manifest": ([], {"DOCKER_COMPOSE": "."}, ".: Is a directory."),
-    "an invalid URL": (
-        [],
-        {"RACK_URL": "https://[", "CONVOX_HOST": None},
-        "RACK_URL must be",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_reported_before_any_command_runs(world: World, mistake: str) -> None:
-    args, env, message = MISTAKES[mistake]
-    ran = world.deploy(*args, env=env)
-    assert ran.status == 2
-    assert message in ran.err
-    assert "Traceback" not in ran.text
-    assert world.calls == []
-    assert world.nothing_is_left()
-
-
-def test_problems_with_settings_hooks_and_manifest_are_reported_together_before_any_command_runs(
-    world: World,
-) -> None:
-    world.write("deploy/before_build.sh", "#!/bin/sh\n")
-    world.write("docker-compose.yml", "web:\n  build: .\n")
-    ran = world.deploy(env={"IMAGE_TAG": "a/b"})
-    assert ran.status == 2
-    for problem in (
-        "Invalid image tag 'a/b'",
-        "deploy/before_build.sh is not",
-        "docker-compose.yml: service web: ",
-    ):
-        assert f"\n  - {problem}" in ran.err
-    assert "preflight failed (3 problems):" in ran.err
-    assert world.calls == []
-
-
-def test_a_custom_tag_cannot_name_two_images_in_one_repository(world: World) -> None:
-    world.write("a/Dockerfile", "FROM scratch\n")
-    world.write(
-        "docker-compose.yml",
-        f"web:\n  image: {ECR}/shop:TAG\na:\n  image: {ECR}/shop:TAG\n  build: a\n",
-    )
-    ran = world.deploy(env={"IMAGE_TAG": "v1"})
-    assert ran.status == 2
-    assert "service a would get the same image and tag as a service with different" in ran.err
-    assert world.deploy().status == 0
+    context = main.make_context("convox_deploy.py", ["--timeout", text])
+    assert context.params["timeout"] == minutes
 
 
 @pytest.mark.parametrize(
@@ -179,19 +96,22 @@ def test_a_build_context_can_have_any_name_without_variables(world: World, name:
     )
     ran = world.deploy()
     if "$" in name:
-        assert ran.status == 2 and "Write a string without variables" in ran.err
+        assert ran.status == 2 and "contains '$dollar'" in ran.err
     else:
         assert ran.status == 0, ran.text
-        assert world.call("docker build").argv[-1] == name
+        assert world.call("docker build --tag").argv[-1] == name
 
 
 @pytest.mark.parametrize(
     "option", ["-f", "--file", "--file=Dockerfile.other", "-fDockerfile.other"]
 )
 def test_the_dockerfile_can_be_set_in_the_docker_build_arguments(world: World, option: str) -> None:
-    (world.app / "Dockerfile").unlink()
+    dockerfile = (world.app / "Dockerfile").rename(world.app / "Dockerfile.other")
     args = ["--", option] if "other" in option else ["--", option, "Dockerfile.other"]
     assert world.deploy(*args).status == 0
+    dockerfile.unlink()
+    ran = world.deploy(*args)
+    assert ran.status == 2 and "Dockerfile.other not found." in ran.err
 
 
 def test_a_remote_build_context_is_not_checked_locally(world: World) -> None:
@@ -201,4 +121,92 @@ def test_a_remote_build_context_is_not_checked_locally(world: World) -> None:
     )
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    assert world.call("docker build").argv[-1] == "https://example.com/app.git#main"
+    assert world.call("docker build --tag").argv[-1] == "https://example.com/app.git#main"
+
+
+# --- variables ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("CONVOX_RAK", "CONVOX_RACK"),
+        ("RACKNAME", "RACK_NAME"),
+        ("RACK_URI", "RACK_URL"),
+        ("APPNAME", "APP_NAME"),
+        ("CONVOX_PASSWRD", "CONVOX_PASSWORD"),
+        ("CONVOX_PASWORD", "CONVOX_PASSWORD"),
+        ("CONVOX_HSOT", "CONVOX_HOST"),
+        ("CONVOX_HOTS", "CONVOX_HOST"),
+        ("CONVOX_AP", "CONVOX_APP"),
+        ("IMAGE_TGA", "IMAGE_TAG"),
+        ("DOCKER_COMPOSR", "DOCKER_COMPOSE"),
+        ("SKIP_ECR_AUHT", "SKIP_ECR_AUTH"),
+        ("DEPLOY_DRYRUN", "DEPLOY_DRY_RUN"),
+        ("DEPLOY_DRY_RUNS", "DEPLOY_DRY_RUN"),
+        ("DEPLOY_NO_PROMOTTE", "DEPLOY_NO_PROMOTE"),
+        ("DEPLOY_RELAESE", "DEPLOY_RELEASE"),
+        ("DEPLOY_TIMEOUTS", "DEPLOY_TIMEOUT"),
+        ("DEPLOY_FORM", "DEPLOY_FROM"),
+    ],
+)
+def test_a_misspelled_variable_is_an_error(world: World, typed: str, meant: str) -> None:
+    """The one that is meant may have another name, such as CONVOX_APP for APP_NAME."""
+    ran = world.deploy(env={meant: None, typed: "x"})
+    assert ran.status == 2
+    assert f"{typed} looks like a misspelling of {meant}. Rename or unset it." in ran.err
+    assert world.calls == []
+
+
+def test_unrelated_variables_are_no_misspellings(world: World) -> None:
+    names = "RACK_ENV DEPLOY_ENV APP_ENV DEPLOY_TIME DEPLOY_USER DEPLOY_KEY DEPLOY_TOKEN APP_HOME"
+    names += (
+        " DEPLOY_TAG IMAGE_NAME IMAGE_ID RACK_ATTACK APP_HOST APP_URL APP_SECRET RACK DEPLOY APP"
+    )
+    names += " CONVOX CONVOX_RACK_URL CONVOX_ORG DOCKER_HOST COMPOSE_FILE CONVOX_ENV_DROP_GUARD"
+    names += " DEPLOY_RELEASE_ID DEPLOY_BRANCH ECR_AUTH HOST PASSWORD URL"
+    ran = world.deploy(env=dict.fromkeys(names.split(), "something"))
+    assert ran.status == 0, ran.text
+
+
+def test_a_variable_that_is_there_too_is_not_the_misspelled_one(world: World) -> None:
+    """Both are someone's own: only a variable that is missing can have been misspelled."""
+    env = {"APP_NAMES": "shop office", "CONVOX_HOSTS": "a b"}
+    assert world.deploy(env=env).status == 0
+
+
+@pytest.mark.parametrize(("app", "other"), [("other", None), ("shop", "other")])
+def test_convox_app_counts_as_app_name(world: World, app: str, other: str | None) -> None:
+    env = {"CONVOX_APP": app, "APP_NAME": other}
+    assert world.deploy(env=env).status == 0
+    assert pushed_and_app(world)[1] == "other"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "unchanged"),
+    [
+        ("DEPLOY_DRY_RUN", "1", "docker build --tag"),
+        ("DEPLOY_DRY_RUN", "true", "docker build --tag"),
+        ("DEPLOY_NO_PROMOTE", "1", "convox releases promote --app"),
+        ("DEPLOY_RELEASE", "RABCDEFGHIJ", "convox build --app"),
+    ],
+)
+def test_options_that_change_nothing_have_variables(
+    world: World, variable: str, value: str, unchanged: str
+) -> None:
+    ran = world.deploy(env={variable: value})
+    assert ran.status == 0, ran.text
+    assert world.commands(unchanged) == []
+
+
+@pytest.mark.parametrize("variable", ["DEPLOY_DRY_RUN", "DEPLOY_NO_PROMOTE", "SKIP_ECR_AUTH"])
+def test_a_switch_that_is_neither_on_nor_off_is_an_error(world: World, variable: str) -> None:
+    ran = world.deploy(env={variable: "maybe"})
+    assert ran.status == 2 and variable in ran.err and "'maybe'" in ran.err
+    assert world.calls == []
+
+
+@pytest.mark.parametrize("value", ["0", "false", "no", "off", ""])
+def test_a_switch_can_be_off(world: World, value: str) -> None:
+    ran = world.deploy(env={"DEPLOY_DRY_RUN": value})
+    assert ran.status == 0 and world.running == "RNEWRELEASE"

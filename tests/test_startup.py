@@ -6,24 +6,29 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TOOL, World, heed_signals
+from conftest import ROOT, TOOL, World
 
 SETTINGS = {
-    "--app": "APP_NAME",
+    "--app": "APP_NAME, CONVOX_APP",
     "--rack": "CONVOX_RACK, RACK_NAME",
     "--file": "DOCKER_COMPOSE",
     "--tag": "IMAGE_TAG",
     "--skip-ecr-login": "SKIP_ECR_AUTH",
     "--timeout": "DEPLOY_TIMEOUT",
     "--result": "DEPLOY_RESULT",
-    "--quiet": "DEPLOY_QUIET",
+    "--from": "DEPLOY_FROM",
+    "--description": "DEPLOY_DESCRIPTION",
     "--no-verify": "DEPLOY_NO_VERIFY",
+    "--cache-from-running": "DEPLOY_CACHE_FROM_RUNNING",
+    "--parallel": "DEPLOY_PARALLEL",
+    "--dry-run": "DEPLOY_DRY_RUN",
+    "--no-promote": "DEPLOY_NO_PROMOTE",
+    "--release R...": "DEPLOY_RELEASE",
 }
 TRAP = 'import os\nos.write(2, b"the app\'s own module was imported\\n")\nos._exit(99)\n'
 
@@ -34,13 +39,7 @@ def test_the_help_shows_each_option_with_its_variable_and_default(world: World) 
         assert re.search(rf"{option} (?:(?! --).)*?\[env var: {variable}[;\]]", text), option
     for default in ("the directory name", "convox.yml or docker- compose.yml", "60"):
         assert default in text
-    for option in (
-        "--dry-run",
-        "--no-promote",
-        "--release R...",
-        "[-- DOCKER_BUILD_ARGS...]",
-        "--version",
-    ):
+    for option in ("[-- DOCKER_BUILD_ARGS...]", "--version"):
         assert option in text
 
 
@@ -183,7 +182,7 @@ def test_it_runs_in_every_way_the_readme_describes(how: str) -> None:
         check=False,
         env=env,
     )
-    assert re.search(r"version \d+\.\d+\.\d+$", done.stdout.strip()), done.stderr
+    assert re.search(r"version \d+\.\d+\.\d+(\.dev\d+)?$", done.stdout.strip()), done.stderr
 
 
 # --- never a traceback ----------------------------------------------------------------
@@ -195,50 +194,25 @@ def test_a_bug_is_reported_in_one_line_and_in_the_result(world: World, debug: st
 import sys, convox_deploy
 def bug(self):
     raise KeyError("a bug\\nof two lines")
-convox_deploy.Docker.build = lambda self, image: bug(self)
+convox_deploy.Docker.build = lambda self, image, prefix: bug(self)
 convox_deploy.main()
 """
-    ran = world.deploy("--result", "result.json", program=["-c", bug], env={"DEPLOY_DEBUG": debug})
+    ran = world.deploy(
+        "--result",
+        "result.json",
+        program=["-c", bug],
+        env={"DEPLOY_DEBUG": debug, "PYTHONPATH": str(ROOT)},
+    )
     assert ran.status == 1
     assert (
         "build failed:\nUnexpected KeyError: 'a bug\\nof two lines'. This is a bug in convox_deploy.py"
         in ran.err
     )
-    assert "please report it, with the output of DEPLOY_DEBUG=1." in ran.err
+    assert "Please report it, with the output of DEPLOY_DEBUG=1." in ran.err
     assert ("Traceback" in ran.err) == bool(debug)
     result = json.loads((world.app / "result.json").read_text())
     assert (result["status"], result["failed_step"]) == ("failed", "build")
     assert world.commands("convox releases promote --app") == [] and world.nothing_is_left()
-
-
-SLOW_IMPORT = """
-import os, sys
-class Slow:
-    def find_spec(self, name, path, target=None):
-        if name == "click":
-            os.write(1, b"importing\\n")
-            import time
-            time.sleep(600)
-sys.meta_path.insert(0, Slow())
-"""
-
-
-def test_ctrl_c_during_startup_exits_quietly(world: World) -> None:
-    (world.home / "slow").mkdir()
-    (world.home / "slow" / "sitecustomize.py").write_text(SLOW_IMPORT)
-    process = subprocess.Popen(
-        [sys.executable, TOOL],
-        cwd=world.app,
-        env={**world.env, "PYTHONPATH": str(world.home / "slow")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    assert process.stdout and process.stdout.readline() == "importing\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
 
 
 def test_a_deleted_working_directory_does_not_cause_a_traceback(world: World) -> None:
@@ -257,19 +231,3 @@ def test_a_deleted_working_directory_does_not_cause_a_traceback(world: World) ->
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "bug" not in done.stderr
     assert done.stderr.endswith("\nNothing has been changed.\n")
-
-
-def test_nothing_is_imported_between_fork_and_exec() -> None:
-    """If another thread held the import lock during the fork, the child would wait for it forever."""
-    script = """
-import sys, convox_deploy
-class Trap:
-    def find_spec(self, name, path, target=None):
-        print("imports", name)
-sys.meta_path.insert(0, Trap())
-b"docker".decode("as_it_came").encode("as_it_came")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""

@@ -1,0 +1,210 @@
+"""Services without `image:`: built here, and pushed by `convox build --external` to the rack's registry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import ECR, World
+
+EXTERNAL = "convox build --external"
+SHAPES: dict[str, tuple[str, dict[str, str], list[str]]] = {
+    # the manifest's services: the service whose image each uploaded Dockerfile names, and docker's arguments
+    "no build key": ("{web: {port: 80}}", {"Dockerfile": "WEB"}, ["."]),
+    "no keys": ("{web: }", {"Dockerfile": "WEB"}, ["."]),
+    "a directory": ("{web: {build: .}}", {"Dockerfile": "WEB"}, ["."]),
+    "a subdirectory": ("{web: {build: ./api/}}", {"api/Dockerfile": "WEB"}, ["./api/"]),
+    "a Dockerfile": (
+        "{web: {build: {manifest: Dockerfile.prod}}}",
+        {"Dockerfile.prod": "WEB"},
+        ["--file Dockerfile.prod ."],
+    ),
+    "a directory and a Dockerfile": (
+        "{web: {build: {path: api, manifest: docker/Dockerfile.prod}}}",
+        {"api/docker/Dockerfile.prod": "WEB"},
+        ["--file api/docker/Dockerfile.prod api"],
+    ),
+    "arguments": (
+        "{web: {build: {path: ., args: [A=1, B]}}}",
+        {"Dockerfile": "WEB"},
+        ["--build-arg A=1 --build-arg B ."],
+    ),
+    "two builds": (
+        "{web: {build: .}, api: {build: api}}",
+        {"Dockerfile": "WEB", "api/Dockerfile": "API"},
+        [".", "api"],
+    ),
+    "four builds": (
+        "{web: {}, api: {build: api}, a: {build: {manifest: A}}, b: {build: {path: api, manifest: B}}}",
+        {"Dockerfile": "WEB", "api/Dockerfile": "API", "A": "A", "api/B": "B"},
+        [".", "api", "--file A .", "--file api/B api"],
+    ),
+    "a shared build": ("{web: {build: .}, job: {}}", {"Dockerfile": "JOB"}, ["."]),
+    "a third-party image": (
+        "{web: {build: .}, db: {image: 'postgres:16'}}",
+        {"Dockerfile": "WEB"},
+        ["."],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def v3(world: World) -> None:
+    world.env["CONVOX_STANDIN_CLI"] = "v3"
+    (world.app / "docker-compose.yml").unlink()
+    paths = ["Dockerfile.prod", "A", "api/Dockerfile", "api/B", "api/docker/Dockerfile.prod"]
+    for path in paths:
+        world.write(path, "FROM scratch\n")
+
+
+def write(world: World, services: str) -> str:
+    text = f"# the app\r\nservices: {services}\n"
+    world.write("convox.yml", text)
+    return text
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_manifest_is_uploaded_as_it_is_with_one_line_for_each_dockerfile(
+    world: World, shape: str
+) -> None:
+    services, dockerfiles, builds = SHAPES[shape]
+    text = write(world, services)
+    world.add_hooks("after_build")
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    names = world.call("after_build").env
+    assert world.call(EXTERNAL).upload == {
+        "convox.yml": text,
+        **{path: f"FROM {names[f'DOCKER_TAG_{name}']}\n" for path, name in dockerfiles.items()},
+    }
+    calls = [call for call in world.calls if call.line.startswith("docker build --tag")]
+    assert [" ".join(call.argv[4:]) for call in calls] == builds
+    assert world.running == "RNEWRELEASE"
+
+
+def test_the_release_step_builds_externally(world: World) -> None:
+    write(world, "{web: {build: .}}")
+    commit = world.add_git()
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0, ran.text
+    build = world.call(EXTERNAL)
+    options = "--external --app shop --manifest convox.yml --description"
+    assert build.line == f"convox build {options} {commit} Sell more --id {build.argv[-1]}"
+    assert "The release step pushes web to the rack's registry.\n" in ran.out
+    [image] = json.loads((world.app / "result.json").read_text())["images"]
+    assert (image["image"], image["digest"], image["services"]) == ("", None, ["web"])
+    assert world.commands("docker tag", "docker push", "docker login", "aws") == []
+
+
+def test_it_needs_no_aws(world: World) -> None:
+    write(world, "{web: {build: .}}")
+    (world.bin / "aws").unlink()
+    assert world.deploy().status == 0
+
+
+def test_only_that_call_gets_the_default_builder(world: World) -> None:
+    """The CLI builds `FROM` a local image, which no other builder has."""
+    write(world, "{web: {build: .}}")
+    world.add_hooks()
+    ran = world.deploy(env={"BUILDX_BUILDER": "farm"})
+    assert ran.status == 0, ran.text
+    builders = {call.line: call.env["BUILDX_BUILDER"] for call in world.calls}
+    assert [line for line in builders if builders[line] != "farm"] == [world.call(EXTERNAL).line]
+    assert builders[world.call(EXTERNAL).line] == "default"
+
+
+def test_both_ways_to_the_rack_can_stand_in_one_manifest(world: World) -> None:
+    text = write(world, f"{{web: {{build: .}}, api: {{image: '{ECR}/api:TAG', build: api}}}}")
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0, ran.text
+    assert {line.split()[-1].partition(":")[0] for line in world.commands("docker push")} == {
+        f"{ECR}/api"
+    }
+    [pushed] = {line.split()[-1] for line in world.commands("docker push")}
+    local = world.commands("docker build --tag")[0].split()[3]
+    assert world.call(EXTERNAL).upload == {
+        "convox.yml": text.replace(f"{ECR}/api:TAG", pushed),
+        "Dockerfile": f"FROM {local}\n",
+    }
+    assert world.call(EXTERNAL).argv[2] == "--external"
+    images = json.loads((world.app / "result.json").read_text())["images"]
+    assert sorted(image["image"] for image in images) == ["", pushed]
+
+
+def test_images_of_a_registry_need_no_external_build(world: World) -> None:
+    write(world, f"{{web: {{image: '{ECR}/web:TAG'}}}}")
+    assert world.deploy().status == 0
+    build = world.call("convox build --app")
+    assert "--external" not in build.argv and "BUILDX_BUILDER" not in build.env
+
+
+@pytest.mark.parametrize("cli", ["2016", "2018", "v2"])
+def test_an_older_cli_is_an_error_that_names_the_services(world: World, cli: str) -> None:
+    write(world, "{web: {build: .}, job: {}, db: {image: 'postgres:16'}}")
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
+    assert ran.status == 2 and "web, job" in ran.err and "--external" in ran.err
+    assert world.commands("docker build --tag", EXTERNAL) == []
+
+
+def test_a_compose_file_without_image_works_too(world: World) -> None:
+    world.write("compose.yml", "services:\n  web:\n    build: {context: api, target: run}\n")
+    ran = world.deploy("--file", "compose.yml")
+    assert ran.status == 0, ran.text
+    assert list(world.call(EXTERNAL).upload) == ["api/Dockerfile", "compose.yml"]
+
+
+@pytest.mark.parametrize(
+    ("services", "problem"),
+    [
+        ("{web: {build: ..}}", "service web: ../Dockerfile is outside the project."),
+        ("{web: {build: /tmp}}", "service web: /tmp/Dockerfile is outside the project."),
+        ("{web: {build: {manifest: ../D}}}", "service web: ../D is outside the project."),
+        (
+            "{a: {build: {path: ., args: [A=1]}}, b: {build: ./}}",
+            "service b would get the image of another build.",
+        ),
+        ("{web: {build: {path: ., dockerfile: D}}}", "Convox ignores build.dockerfile"),
+        ("{web: {build: {context: .}}}", "Convox ignores build.context"),
+        ("{web: {build: {path: ., cache_from: [x]}}}", "Convox ignores build.cache_from"),
+    ],
+)
+def test_what_the_rack_would_build_otherwise_is_an_error(
+    world: World, services: str, problem: str
+) -> None:
+    write(world, services)
+    ran = world.deploy()
+    assert ran.status == 2 and problem in ran.err
+    assert world.calls == []
+
+
+def test_the_same_build_in_other_words_is_one_build(world: World) -> None:
+    write(world, "{a: {build: .}, b: {build: {path: .}}, c: }")
+    assert world.deploy().status == 0
+    assert len(world.commands("docker build --tag")) == 1
+
+
+def test_a_dry_run_shows_the_external_build(world: World) -> None:
+    write(world, "{web: {build: .}}")
+    ran = world.deploy("--dry-run")
+    assert ran.status == 0, ran.text
+    assert "\n$ convox build --external --app shop --manifest convox.yml " in ran.out
+    assert "as uploaded" not in ran.out  # no line of the manifest changes
+    assert world.commands("docker build --tag", EXTERNAL) == []
+
+
+def test_what_a_hook_makes_of_an_image_is_released(world: World) -> None:
+    """after_build.sh changes what DOCKER_TAG names, such as with `docker commit`."""
+    write(world, "{web: {build: .}}")
+    commit = '#!/bin/sh\nset -e\ndocker commit container "$DOCKER_TAG_WEB"\n'
+    world.write("deploy/after_build.sh", commit, 0o755)
+    assert world.deploy().status == 0
+    changed = world.call("docker commit").argv[-1]
+    assert world.call(EXTERNAL).upload["Dockerfile"] == f"FROM {changed}\n"
+
+
+def test_no_image_name_is_left_in_docker(world: World) -> None:
+    write(world, "{web: {build: .}, api: {build: api}}")
+    assert world.deploy().status == 0
+    names: Any = {line.split()[3] for line in world.commands("docker build --tag")}
+    assert set(world.call("docker image rm").argv[4:]) == names

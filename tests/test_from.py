@@ -1,0 +1,126 @@
+"""Built once, deployed again: the images of an earlier result, to another app or rack."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import COMPOSE, ECR, World
+
+SKIPPED = ["before_build", "build", "after_build", "push"]
+
+
+def first_deploy(world: World, manifest: str = COMPOSE) -> list[dict[str, Any]]:
+    """Deploy with a result, make docker and aws unavailable, and return the images."""
+    world.write("docker-compose.yml", manifest)
+    world.add_git()
+    ran = world.deploy("--result", "deploy.json")
+    assert ran.status == 0, ran.text
+    for program in ("docker", "aws"):
+        (world.bin / program).unlink()
+    (world.home / "calls").unlink()
+    images: list[dict[str, Any]] = json.loads((world.app / "deploy.json").read_text())["images"]
+    return images
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_the_images_of_a_result_are_deployed_to_another_app(world: World, how: str) -> None:
+    [image] = first_deploy(world)
+    world.add_hooks()
+    args, env = (
+        (["--from", "deploy.json"], {}) if how == "option" else ([], {"DEPLOY_FROM": "deploy.json"})
+    )
+    ran = world.deploy("--app", "production", "--result", "second.json", *args, env=env)
+    assert ran.status == 0, ran.text
+    for number, name in enumerate(SKIPPED, 2):
+        assert f"\n==> [{number}/8] {name}: skipped, --from deploy.json\n" in ran.out
+    build = world.call("convox build --app production")
+    assert build.upload["docker-compose.yml"] == COMPOSE.replace(f"{ECR}/shop:TAG", image["image"])
+    assert world.commands("before_build", "after_build") == []
+    assert world.call("before_release").env["RELEASE_ID"] == "RNEWRELEASX"
+    assert world.running == "RNEWRELEASX"
+    result = json.loads((world.app / "second.json").read_text())
+    assert (result["app"], result["images"]) == ("production", [image])
+
+
+def test_its_result_can_be_deployed_again(world: World) -> None:
+    images = first_deploy(world)
+    assert world.deploy("--from", "deploy.json", "--result", "second.json").status == 0
+    assert world.deploy("--from", "second.json", "--result", "third.json").status == 0
+    assert json.loads((world.app / "third.json").read_text())["images"] == images
+
+
+def test_each_service_gets_its_own_image(world: World) -> None:
+    manifest = (
+        f"web: {{image: '{ECR}/shop:TAG'}}\njob: {{image: '{ECR}/shop:TAG'}}\n"
+        f"api: {{image: '{ECR}/api:TAG', build: {{context: ., target: api}}}}\nredis: {{image: redis}}\n"
+    )
+    world.write("deploy.json", "")
+    images = first_deploy(world, manifest)
+    ran = world.deploy("--from", "deploy.json")
+    assert ran.status == 0, ran.text
+    web, api = sorted((image["image"] for image in images), key=lambda name: "api" in name)
+    upload = world.call("convox build --app").upload["docker-compose.yml"]
+    assert upload == manifest.replace(f"{ECR}/shop:TAG", web).replace(f"{ECR}/api:TAG", api)
+
+
+def test_the_dockerfile_may_be_missing(world: World) -> None:
+    first_deploy(world)
+    (world.app / "Dockerfile").unlink()
+    assert world.deploy("--from", "deploy.json").status == 0
+
+
+def test_a_dry_run_shows_what_is_deployed(world: World) -> None:
+    [image] = first_deploy(world)
+    ran = world.deploy("--from", "deploy.json", "--dry-run")
+    assert ran.status == 0, ran.text
+    assert f"\n+    image: {image['image']}\n" in ran.out
+    assert world.commands("convox build --app", "convox releases promote --app") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "5",
+        "{}",
+        "",
+        "[",
+        '{"tool": "convox-deploy"}',
+        '{"tool": "convox-deploy", "images": 5}',
+    ]
+    + [
+        f'{{"tool": "convox-deploy", "status": "succeeded", "images": [{image}]}}'
+        for image in ("5", "{}", '{"image": "r.io/shop:1"}')
+    ],
+)
+def test_what_is_no_result_is_an_error(world: World, text: str) -> None:
+    world.write("deploy.json", text)
+    ran = world.deploy("--from", "deploy.json")
+    assert ran.status == 2 and "--from deploy.json is not a result that can be read." in ran.err
+    assert "Traceback" not in ran.err and world.calls == []
+
+
+def test_it_cannot_be_combined_with_a_release_or_its_own_result(world: World) -> None:
+    for args in (["--release", "RABCDEFGHIJ"], ["--result", "deploy.json"]):
+        ran = world.deploy("--from", "deploy.json", *args)
+        assert ran.status == 2 and "Error: --" in ran.err
+    assert world.calls == []
+
+
+# --- the description ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+@pytest.mark.parametrize("cli", ["2016", "2018", "v2", "v3"])
+def test_the_release_can_have_a_description(world: World, how: str, cli: str) -> None:
+    world.add_git()
+    text = "Approved by Ada: it's $5 & more"
+    args, env = (
+        (["--description", text], {}) if how == "option" else ([], {"DEPLOY_DESCRIPTION": text})
+    )
+    ran = world.deploy(*args, env={**env, "CONVOX_STANDIN_CLI": cli, "BUILD_URL": "https://ci/7"})
+    assert ran.status == 0, ran.text
+    argv = world.call("convox build --app").argv
+    assert argv[argv.index("--description") + 1] == text
