@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
+from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "examples" / "sandbox"))
@@ -35,6 +36,11 @@ DOCKERFILE = (
 )
 THREE = ("web", "worker", "clock")
 CACHE = "--cache-from-running"
+# Each build has a step that waits and one that computes. The first differs between builds and rounds.
+SLOW_DOCKERFILE = """FROM convox-sandbox-base
+RUN : {unique}; sleep 3
+RUN head -c 200000000 /dev/zero | sha256sum
+"""
 GIGABYTE = 10**9
 HOOK = f"""#!/bin/sh
 yes 'a line in a log that is about as long as lines in logs usually are, some 80 chars' | head -c {GIGABYTE}
@@ -118,12 +124,14 @@ class Bench:
         three, buildkit = self.large_app("three"), self.sandbox.buildkit_env
         slow = self.small_app("slow")
         (slow / "Dockerfile").write_text(DOCKERFILE.replace("COPY", "RUN sleep 10\nCOPY"))
+        parallel, external = self.slow_app(), self.external_app()
+        v3 = {"CONVOX_STANDIN_CLI": "v3"}
         return [
-            Row("one image, cached", lambda: self.tool(small), "floor", lambda: self.floor(small), 0.98),
+            Row("one image, cached", lambda: self.tool(small), "floor", lambda: self.floor(small), 1.00),
             Row("one image, one changed layer", lambda: self.tool(self.changed(small)), "floor",
                 lambda: self.floor(self.changed(small))),
             Row("three 50 MB images, first push", lambda: self.tool(self.large_app()), "floor",
-                lambda: self.floor(self.large_app()), 0.7),
+                lambda: self.floor(self.large_app()), 0.75),
             Row("three 50 MB images, unchanged", lambda: self.tool(three), "floor", lambda: self.floor(three)),
             Row("300 MB of ignored files", lambda: self.tool(large), "tool, small app", lambda: self.tool(small), 1.02),
             Row("--help", lambda: self.tool(small, "--help"), "import click, sh, yaml", self.imports, 1.25),
@@ -136,9 +144,22 @@ class Bench:
                 lambda: self.floor(small, buildkit)),
             Row("same, with the running image", lambda: self.tool(small, CACHE, env=buildkit), "floor",
                 lambda: self.floor(small, buildkit)),
+            Row("three slow builds, build step", lambda: self.build_step(parallel), "in parallel by hand",
+                lambda: self.builds_by_hand(parallel, "&"), 1.05),
+            Row("three slow builds, build step", lambda: self.build_step(parallel), "one after another",
+                lambda: self.builds_by_hand(parallel, ";")),
+            Row("by --external, warm", lambda: self.tool(external, env=v3), "convox build --external",
+                lambda: self.external_by_hand(external, v3), 1.05),
+            *map(self.growth, (1, 2, 4, 8)),
             Row("empty engine, a step of 10 s", lambda: self.empty_engine(slow, CACHE), "without the option",
                 lambda: self.empty_engine(slow, "--", "--build-arg", "BUILDKIT_INLINE_CACHE=1"), 0.1),
         ]  # fmt: skip
+
+    def growth(self, count: int) -> Row:
+        """Return a row for an app with this number of images, all cached."""
+        app, env = self.app_with(count), self.sandbox.buildkit_env
+        name = f"{count} cached images, BuildKit"
+        return Row(name, lambda: self.tool(app, env=env), "floor", lambda: self.floor(app, env))
 
     # --- the apps ---
 
@@ -158,6 +179,30 @@ class Bench:
             (app / service / "content" / "data").write_bytes(os.urandom(50_000_000))
             (app / service / "Dockerfile").write_text(DOCKERFILE)
         return self.set_up(app, {service: service for service in THREE})
+
+    def slow_app(self) -> Path:
+        """Create an app with three images that take some seconds to build."""
+        app = self.home / "parallel"
+        for service in THREE:
+            (app / service).mkdir(parents=True)
+        return self.set_up(app, {service: service for service in THREE})
+
+    def external_app(self) -> Path:
+        """Create a v3 app whose manifest names no image."""
+        app = self.small_app("external")
+        (app / "docker-compose.yml").unlink()
+        (app / "convox.yml").write_text("services:\n  web:\n    build: .\n")
+        return app
+
+    def app_with(self, count: int) -> Path:
+        """Create an app with this number of small, different images."""
+        app = self.home / f"images-{count}"
+        services = [f"s{number}" for number in range(count)]
+        for service in services:
+            (app / service / "content").mkdir(parents=True)
+            (app / service / "content" / "name").write_text(service)
+            (app / service / "Dockerfile").write_text(DOCKERFILE)
+        return self.set_up(app, dict(zip(services, services)))
 
     def set_up(self, app: Path, contexts: dict[str, str]) -> Path:
         manifest = "services:\n"
@@ -227,6 +272,29 @@ class Bench:
         """Deploy an app and return the seconds that one step took."""
         self.run([sys.executable, TOOL, "--result", "result.json", *args], app, env, read=read)
         return float(json.loads((app / "result.json").read_text())["seconds"][name])
+
+    def build_step(self, app: Path) -> Run:
+        """Return the build step of a deploy whose builds are not cached."""
+        self.make_unique(app)
+        return lambda: self.step("build", app, "--no-promote", env=self.sandbox.buildkit_env)
+
+    def builds_by_hand(self, app: Path, separator: str) -> Run:
+        """Return the same builds, as a shell runs them with `&` or `;` between them."""
+        self.make_unique(app)
+        builds = "".join(f"docker build {service} {separator} " for service in THREE) + "wait"
+        return lambda: self.run(["sh", "-c", builds], app, self.sandbox.buildkit_env)
+
+    def make_unique(self, app: Path) -> None:
+        for service in THREE:
+            text = SLOW_DOCKERFILE.format(unique=f"{service} {time.time()}")
+            (app / service / "Dockerfile").write_text(text)
+
+    def external_by_hand(self, app: Path, env: Mapping[str, str]) -> Run:
+        url = f"https://convox:{quote(self.sandbox.env['CONVOX_PASSWORD'], safe='')}@"
+        env = {**env, "RACK_URL": url + self.sandbox.env["CONVOX_HOST"]}
+        build = f"convox build --external --app {app.name} --id ."
+        promote = f'convox releases promote --app {app.name} "$({build})"'
+        return lambda: self.run(["sh", "-c", promote], app, env)
 
     def empty_engine(self, app: Path, *args: str) -> Run:
         """Return the build step of a deploy on a new machine, after a change to one file."""
