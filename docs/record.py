@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Generate docs/deploy.svg, a terminal screenshot of a real deploy of the sample app in the sandbox."""
+"""Generate docs/deploy.svg and docs/failure.svg, terminal screenshots of real deploys in the sandbox."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,13 +19,15 @@ use_environment(HERE / "requirements.txt")
 
 import pexpect  # type: ignore[import-untyped]  # noqa: E402
 import pyte  # type: ignore[import-not-found]  # noqa: E402
-from demo import COMMAND, change_app, sandbox_and_app  # noqa: E402
+from demo import COMMAND, commit, sandbox_and_app  # noqa: E402
 from rich.console import Console  # type: ignore[import-not-found]  # noqa: E402
 from rich.style import Style  # type: ignore[import-not-found]  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # type: ignore[import-not-found]  # noqa: E402
 from rich.text import Text  # type: ignore[import-not-found]  # noqa: E402
 
-COLUMNS, LINES = 90, 40
+COLUMNS, LINES = 118, 100
+LAST_LINES_OF_A_FAILURE = 14
+PASSWORD = "sandbox-password"  # which needs no encoding in a URL, like most
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -58,27 +61,49 @@ THEME = TerminalTheme(
 
 
 def main() -> None:
-    print(
-        "Deploying the sample app twice in the sandbox; this takes about a minute ...", flush=True
-    )
+    print("Deploying the sample app three times in the sandbox ...", flush=True)
     with sandbox_and_app(report=lambda line: None) as (sandbox, app):
-        sandbox.check("./convox_deploy.py", cwd=app, env={**sandbox.env, "APP_NAME": "hello"})
-        change_app(app, sandbox.env)
-        output = deploy_on_a_terminal(app, sandbox.env)
-    lines = screen_lines(output)
-    (HERE / "deploy.svg").write_text(svg_of(lines))
-    print(f"Wrote docs/deploy.svg ({len(lines)} lines).")
+        env = {**sandbox.buildkit_env, "CONVOX_STANDIN_CLI": "v3", "CONVOX_PASSWORD": PASSWORD}
+        shutil.rmtree(app / "deploy")
+        sandbox.check("./convox_deploy.py", cwd=app, env={**env, "APP_NAME": "hello"})
+        (app / "www" / "index.html").write_text("v2\n")
+        commit(app, "Sell more", env)
+        draw(deploy_on_a_terminal(app, env, 0), "deploy.svg")
+        with (app / "Dockerfile").open("a") as dockerfile:
+            dockerfile.write('CMD ["no-such-program"]\n')
+        draw(deploy_on_a_terminal(app, env, 1), "failure.svg", last=LAST_LINES_OF_A_FAILURE)
 
 
-def deploy_on_a_terminal(app: Path, env: dict[str, str]) -> bytes:
-    """Deploy the app on a terminal and return its output. Exit if the deploy fails."""
-    env = {name: value for name, value in env.items() if name != "NO_COLOR"}
+def draw(output: bytes, name: str, last: int = 0) -> None:
+    """Draw the screen after a deploy or, with `last`, that number of lines at its end."""
+    lines = without_convox_log(screen_lines(output))[-last:]
+    (HERE / name).write_text(svg_of(lines))
+    print(f"Wrote docs/{name} ({len(lines)} lines).")
+
+
+def without_convox_log(lines: list[Text]) -> list[Text]:
+    """Put an ellipsis in place of the long log of `convox build --external`."""
+    log, is_log = list[Text](), False
+    for line in lines:
+        if line.plain.startswith("Built release"):
+            is_log = False
+        if not is_log:
+            log.append(line)
+        if line.plain.startswith("$ convox build"):
+            is_log = True
+            log.append(Text("...", Style(dim=True)))
+    return log
+
+
+def deploy_on_a_terminal(app: Path, env: dict[str, str], expected: int) -> bytes:
+    """Deploy the app on a terminal and return its output. Exit if it does not end with the expected exit code."""
+    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "CI")}
     env.update(APP_NAME="hello", TERM="xterm-256color")
     # Run through env, because pexpect would look for ./convox_deploy.py in our own directory.
     how = {"cwd": app, "env": env, "dimensions": (LINES, COLUMNS), "timeout": None}
-    output, status = pexpect.run("env ./convox_deploy.py --quiet", withexitstatus=True, **how)
-    if status:
-        sys.exit(f"{output.decode(errors='replace')}\nThe deploy failed with exit code {status}.")
+    output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
+    if status != expected:
+        sys.exit(f"{output.decode(errors='replace')}\nThe deploy ended with exit code {status}.")
     interpreter = os.fsencode(Path(sys.executable).parent / "python3")
     return bytes(output.replace(interpreter, b"python3").replace(os.fsencode(app), b"~/hello"))
 
@@ -87,7 +112,7 @@ def screen_lines(output: bytes) -> list[Text]:
     """Return the lines on the screen after typing the command and printing `output`, without trailing blank lines."""
     pyte.graphics.FG_AIXTERM[2] = "brightblack"  # pyte does not support dim text
     screen = pyte.Screen(COLUMNS, LINES)
-    pyte.ByteStream(screen).feed(COMMAND.encode() + b" --quiet\r\n" + output)
+    pyte.ByteStream(screen).feed(COMMAND.encode() + b"\r\n" + output)
     last = max(number for number, line in enumerate(screen.display) if line.strip())
     return [
         screen_line([screen.buffer[number][column] for column in range(COLUMNS)])
