@@ -474,7 +474,8 @@ class Shell:
     is_killing = False
 
     def __init__(self) -> None:
-        self.running: dict[int, str] = {}  # names of commands by process group
+        self.groups: set[int] = set()  # process groups of the running commands
+        self.names: list[str] = []  # of commands that run or are about to start
         self.stopping = threading.Event()
 
     def run(self, words: str, *arguments: str, **options: Any) -> None:
@@ -506,16 +507,17 @@ class Shell:
         """
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
-        command = start(words.split() + list(arguments), options)
-        self.running[command.pgid] = name
-        if "_out" in options:  # we do not see what is passed through
-            self.heard += float("inf") if sys.stdout.isatty() else 4 * HEARTBEAT_SECONDS
-        if self.stopped:  # in the meantime
-            kill_group(command.pgid, SIGTERM)
-        try:
-            self.print_lines(command, prefix)
-        finally:
-            self.await_end(command)
+        with self.named(name):
+            command = start(words.split() + list(arguments), options)
+            self.groups.add(command.pgid)
+            if "_out" in options:  # we do not see what is passed through
+                self.heard += float("inf") if sys.stdout.isatty() else 4 * HEARTBEAT_SECONDS
+            if self.stopped:  # in the meantime
+                kill_group(command.pgid, SIGTERM)
+            try:
+                self.print_lines(command, prefix)
+            finally:
+                self.await_end(command)
         self.raise_if_stopped()
         if command.exit_code:
             output = command.stderr.decode(errors="replace")
@@ -570,7 +572,7 @@ class Shell:
             now = time.monotonic()
             if now > self.deadline:
                 self.stop(SIGALRM)
-            if (self.running or self.doing) and now - self.heard > patience:
+            if (self.names or self.doing) and now - self.heard > patience:
                 self.give_sign_of_life(now)
         return ending.result()
 
@@ -593,13 +595,21 @@ class Shell:
         self.is_killing, self.stopped_at = self.stopped is not None, now
         self.stopped = self.stopped or Stopped(signum, self.what_is_running())
         self.stopping.set()
-        for group in list(self.running):
+        for group in list(self.groups):
             kill_group(group, SIGKILL if self.is_killing else SIGTERM)
         self.deadline = now + GRACE_SECONDS
 
     def what_is_running(self) -> str:
-        names = ", ".join(list(self.running.values()))
+        names = ", ".join(self.names)
         return self.doing or (names and f"running {names}") or "between two commands"
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        self.names.append(name)
+        try:
+            yield
+        finally:
+            self.names.remove(name)
 
     def print_lines(self, command: Any, prefix: str) -> None:
         if not command.call_args["iter"]:
@@ -621,7 +631,7 @@ class Shell:
             self.stop(-status)
         while self.stopped and not self.is_killing and is_alive(command.pgid):
             time.sleep(0.05)
-        del self.running[command.pgid]
+        self.groups.remove(command.pgid)
 
 
 shell = Shell()

@@ -467,6 +467,7 @@ VARIANTS: list[tuple[Any, ...]] = [
 
 
 def message_of(world: World, arrange: Arrange) -> str:
+    world.constants = {"PUSH_PAUSES": [0]}
     args, env = arrange(world) or ((), {})
     ran = world.deploy(*args, env=env)
     assert ran.status != 0
