@@ -420,7 +420,7 @@ MISTAKES: dict[str, Arrange] = {
     ),
     "another running release": rule("convox releases promote --app", out="OK\n"),
     "a command that is killed": rule("docker push", signal=signal.SIGKILL),
-    "a timeout": both(rule("docker build", hang=True), "--timeout", "0.3s"),
+    "a timeout": both(rule("docker build", hang=True), "--timeout", "3s"),
 }
 
 
