@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from types import SimpleNamespace
@@ -884,6 +885,10 @@ class Image:
         return self.services[0].name
 
     @property
+    def is_in_a_registry(self) -> bool:
+        return all(service.repository for service in self.services)
+
+    @property
     def short_id(self) -> str:
         return self.id.partition(":")[2][:12]
 
@@ -934,6 +939,7 @@ class Docker:
         if not shell.dry_run:
             shell.capture(login, _in=password, advice=LOGIN_ADVICE)
 
+    @cached_property
     def has_buildkit(self) -> bool:
         return "--secret" in shell.capture("docker build --help")
 
@@ -1075,6 +1081,10 @@ class Convox:
         return ["--app", self.app, *option("--rack", self.rack.name)]
 
     @property
+    def where(self) -> str:
+        return f"{self.app} on {self.rack.label}"
+
+    @property
     def has_external(self) -> bool:
         return "--external" in self.options["build"]  # v3
 
@@ -1110,15 +1120,14 @@ class Convox:
     def ask(self, words: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
         arguments = (*option("--rack", self.rack.name), *arguments)
-        about = f"{self.app} on {self.rack.label}"
-        return shell.capture(words, *arguments, about=about, advice=CONVOX_ADVICE)
+        return shell.capture(words, *arguments, about=self.where, advice=CONVOX_ADVICE)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
         answer = self.ask("convox api get", f"/apps/{self.app}{path}")
         with suppress(Exception):
             return read(json.loads(answer))
-        why = f"`convox api get` for {self.app} on {self.rack.label} printed no usable answer."
+        why = f"`convox api get` for {self.where} printed no usable answer."
         raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
     def read_app(self) -> App:
@@ -1154,17 +1163,26 @@ class Convox:
         return ""
 
     def build(
-        self, directory: str, manifest: str, about: str, options: list[str], **env: str
+        self, directory: str, manifest: str, about: str, own_images: Sequence[Image], git_dir: str
     ) -> str:
-        """Build a release from the manifest in a directory. Return its ID."""
-        known = self.options["build"]
+        """Build a release from the manifest in a directory. Return its ID.
+
+        convox pushes `own_images`, which the manifest does not name, to the rack's registry.
+        """
+        known, external, variables = self.options["build"], list[str](), {**os.environ}
+        if own_images:
+            external = ["--external"]
+            # Other builders do not find our images, and images of others must fit the rack, too.
+            variables["BUILDX_BUILDER"] = "default"
+            variables["DOCKER_DEFAULT_PLATFORM"] = own_images[0].platform
+        if git_dir:
+            variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
         options = [
-            *options, *self.target, "--manifest" if self.reads_rack_url else "--file", manifest,
+            *external, *self.target, "--manifest" if self.reads_rack_url else "--file", manifest,
             *option("--description", about if "--description" in known else ""),
             *(known & {"--id"}), directory,
         ]  # fmt: skip
         only = "err" if "--id" in known else ""
-        variables = {**os.environ, **env}
         output = shell.stream(
             "convox build", *options, only=only, advice=CONVOX_ADVICE, _env=variables
         )
@@ -1381,9 +1399,12 @@ class Deploy:
         yield from self.manifest.conflicts(self.settings.tag)
         if not files_may_change:
             yield from self.docker.missing_files(self.images)
+
+    def check_external(self) -> None:
+        """Raise DeployError if the convox CLI cannot push the images that have no repository."""
         services = [service for service in self.manifest.services if not service.repository]
         if services and not self.convox.has_external:
-            yield (
+            raise DeployError(
                 f"{self.settings.file}: no `image:` for {names_of(services)}."
                 f" This convox CLI has no `build --external`: set image: {EXAMPLE_IMAGE},"
                 " or use a CLI and a rack of Convox v3."
@@ -1418,8 +1439,7 @@ class Deploy:
         if app.status != "running":
             waits = "wait for that." if self.convox.has_external else "fail as long as it is."
             warn(f"{self.settings.app} is {app.status}. A promote will {waits}")
-        if problems := [*self.image_problems(files_may_change=True)]:
-            raise DeployError(*problems)
+        self.check_external()
         self.set_arguments()
 
     def export(self) -> None:
@@ -1480,7 +1500,7 @@ class Deploy:
         if self.outcome.release:
             os.environ["RELEASE_ID"] = self.outcome.release
         with self.step(name):
-            shell.run(str(path), _in=0, _env={**os.environ})
+            shell.run(str(path), _in=0)
 
     def build(self) -> None:
         with self.step("build"):
@@ -1490,11 +1510,12 @@ class Deploy:
                 self.log_in()
             if problems := [*self.image_problems(files_may_change=False)]:
                 raise DeployError(*problems)
+            self.check_external()
             self.set_arguments()
             for image in self.images if self.settings.cache_from_running else []:
                 self.use_running_image_as_cache(image)
             is_parallel = self.images[1:] and shell.max_parallel > 1 and not shell.dry_run
-            if is_parallel and self.docker.has_buildkit():
+            if is_parallel and self.docker.has_buildkit:
                 shell.parallel(lambda each: self.docker.build(each, f"{each.name} | "), self.images)
             else:
                 for image in self.images:
@@ -1508,7 +1529,7 @@ class Deploy:
     def use_running_image_as_cache(self, image: Image) -> None:
         """Let the build reuse layers of the running image, and later builds reuse ours."""
         try:
-            if not self.docker.has_buildkit():
+            if not self.docker.has_buildkit:
                 raise CommandFailed("this needs BuildKit.")
             image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
             source = self.convox.image_of(image, self.outcome.running_before)
@@ -1567,23 +1588,17 @@ class Deploy:
             files = {name: self.manifest.with_tags(tags)}
             if shell.dry_run:
                 self.show_diff(name, files[name])
-            for image in self.images:
-                if not all(service.repository for service in image.services):
-                    files[image.build.path] = f"FROM {image.local}\n"
+            own_images = [image for image in self.images if not image.is_in_a_registry]
+            files.update({image.build.path: f"FROM {image.local}\n" for image in own_images})
             subject = self.commit.title or next(iter(self.tags.values()))
             about = self.settings.description or f"{subject} {run_url()}".strip()
-            options, variables = list[str](), dict[str, str]()
-            if files.keys() != {name}:
-                options, variables["BUILDX_BUILDER"] = ["--external"], "default"
-                variables["DOCKER_DEFAULT_PLATFORM"] = self.images[0].platform
-            if self.commit.git_dir:
-                variables["GIT_DIR"] = self.commit.git_dir  # from which convox sets BUILD_GIT_SHA
             with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
                 for path, text in files.items():
                     Path(directory, path).parent.mkdir(parents=True, exist_ok=True)
                     Path(directory, path).write_bytes(text.encode())
                 self.release_requested = True
-                release = self.convox.build(directory, name, about, options, **variables)
+                git_dir = self.commit.git_dir
+                release = self.convox.build(directory, name, about, own_images, git_dir)
             self.release_requested = False
             if release == self.outcome.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
@@ -1746,7 +1761,8 @@ def run_deploy(settings: Settings) -> int:
             Path(settings.result).write_text(json.dumps(result, indent=2) + "\n")
         except OSError as unwritten:
             code = code or FAILED
-            echo(f"The result was not written: {unwritten}", err=True, fg="red")
+            with suppress(OSError):  # our output is closed
+                echo(f"The result was not written: {unwritten}", err=True, fg="red")
     with suppress(OSError):  # our output is closed
         deploy.print_outcome(error, state)
         if IN_GITHUB:
