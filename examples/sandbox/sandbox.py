@@ -201,7 +201,7 @@ class Sandbox:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
     def clean_environment(self) -> dict[str, str]:
-        """Return our environment without variables that refer to other racks, registries and clouds."""
+        """Return our environment without variables that refer to other racks, registries and clouds, or to a CI system."""
         foreign = (
             "CONVOX_",
             "RACK_",
@@ -212,6 +212,15 @@ class Sandbox:
             "IMAGE_TAG",
             "DOCKER_COMPOSE",
             "SKIP_ECR",
+            "CI",
+            "GITHUB_",
+            "GITLAB_",
+            "JENKINS_",
+            "BUILD",
+            "BRANCH_NAME",
+            "TRAVIS_",
+            "DRONE_",
+            "BITBUCKET_",
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         programs = self.directory / "bin"
