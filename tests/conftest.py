@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -367,18 +368,19 @@ def name_for(builder: Mapping[str, str], name: str) -> str:
     return f"{name}-{builder.get('DOCKER_BUILDKIT', '0')}"
 
 
+def add_app(sandbox: Any, directory: Path, name: str) -> Path:
+    """Copy the sample app to a directory and create it on the rack under the given name."""
+    app = directory / name
+    shutil.copytree(ROOT / "examples" / "sandbox" / "app", app)
+    manifest = app / "docker-compose.yml"
+    manifest.write_text(
+        manifest.read_text().replace(f"{ECR}/hello", f"{sandbox.registry_host}/{name}")
+    )
+    sandbox.check("convox", "apps", "create", name)
+    return app
+
+
 @pytest.fixture
 def new_app(sandbox: Any, tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that copies the sample app and creates it on the rack under the given name."""
-
-    def make(name: str) -> Path:
-        app = tmp_path / name
-        shutil.copytree(ROOT / "examples" / "sandbox" / "app", app)
-        manifest = app / "docker-compose.yml"
-        manifest.write_text(
-            manifest.read_text().replace(f"{ECR}/hello", f"{sandbox.registry_host}/{name}")
-        )
-        sandbox.check("convox", "apps", "create", name)
-        return app
-
-    return make
+    """Return a function that adds a copy of the sample app with the given name."""
+    return partial(add_app, sandbox, tmp_path)

@@ -168,6 +168,7 @@ def test_an_image_for_another_platform_must_be_named_with_it(rack: Rack, new: An
     assert rack.build(name, directory).returncode == ("DOCKER_BUILDKIT" in rack.env)
 
 
+@with_the_legacy_builder
 def test_the_environment_reaches_the_args_of_a_dockerfile(rack: Rack, new: Any) -> None:
     name = name_for(rack.env, "args")
     dockerfile = server("$GREETING-$NAME").replace("RUN", "ARG GREETING\nARG NAME=world\nRUN")
@@ -213,6 +214,7 @@ def refuse_pushes(sandbox: Any, own_registry: Any) -> None:
     own_registry(host=ECR, username="AWS", password=REGISTRY_PASSWORD)
 
 
+@with_buildkit
 def test_a_push_that_fails_fails_the_build(
     sandbox: Any, rack: Rack, new: Any, own_registry: Any
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_push_that_fails_fails_the_build(
     assert rack.builds(name) == ["failed"] and rack.releases(name) == []
 
 
+@with_buildkit
 def test_a_login_that_fails_fails_the_build(rack: Rack, new: Any, own_registry: Any) -> None:
     name = name_for(rack.env, "stranger")
     directory = new(name, "services:\n  web: {}\n", [("Dockerfile", server("v1"))])
@@ -236,6 +239,7 @@ def test_a_login_that_fails_fails_the_build(rack: Rack, new: Any, own_registry: 
     assert rack.builds(name) == ["failed"]
 
 
+@with_the_legacy_builder
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
@@ -251,6 +255,7 @@ def test_a_build_that_fails(rack: Rack, new: Any, path: str, text: str, message:
     assert rack.builds(name) == ["failed"]
 
 
+@with_buildkit
 def test_a_build_whose_cli_is_killed_stays_running(rack: Rack, new: Any) -> None:
     name = name_for(rack.env, "killed")
     slow = server("v1").replace("RUN", "RUN echo begun; sleep 600.7;")
@@ -268,6 +273,7 @@ def test_a_build_whose_cli_is_killed_stays_running(rack: Rack, new: Any) -> None
     wait_for(lambda: not is_running("sleep\000600.7"), "the end of the build step")
 
 
+@with_buildkit
 @pytest.mark.parametrize("option", [[], ["--no-cache"]])
 def test_without_id_all_is_on_stdout(rack: Rack, new: Any, option: list[str]) -> None:
     name = name_for(rack.env, f"plain{len(option)}")
