@@ -55,15 +55,8 @@ COMMANDS = [
     ),
     Command("convox api get /apps/shop", "promote", "convox api get", needs_output=True, since=3),
 ]
-# Commands that are run in each of the different ways: captured, streamed, passed through.
-OF_EACH_KIND = [
-    "git log",
-    "docker login",
-    "docker build",
-    "after_build",
-    "docker push",
-    "convox build --app",
-]
+# A command of each way to run one: captured, streamed, passed through, and both of the first.
+OF_EACH_KIND = ["git log", "docker build", "after_build", "convox build --app"]
 
 HANGS = "hangs until the timeout"
 TERM = "is terminated"
@@ -75,7 +68,6 @@ WAYS: dict[str, Rule] = {
     HANGS: {"hang": True},
     "dies after partial output": {"out": '{"release": "RPART', "signal": int(signal.SIGSEGV)},
     "succeeds with garbage and does nothing": {"out": "gar\x00bage \ud83d\ude00 {[<\n" * 3},
-    "succeeds silently and does nothing": {},
     "succeeds silently": {"usual": "silent"},
     "succeeds with normal output and does nothing": {"usual": "idle"},
 }
@@ -193,25 +185,25 @@ def test_a_failed_cleanup_does_not_fail_the_deploy(world: World) -> None:
     assert ran.status == 0 and "in use" not in ran.text
 
 
-@pytest.mark.parametrize("cli", ["2016", "v2"])
 @pytest.mark.parametrize(
-    "output",
+    ("cli", "output"),
     [
-        "ROLDRELEASE",  # is already running
-        "BNEWBUILDXX",  # is a build ID
-        "",
-        "Release: ",  # printed by a rack whose build failed to start
-        "RNEWRELEASE\nA new CLI is out: RUNUPGRADES",
-        "A new CLI is out: RUNUPGRADES",
-        "latest release is RLATERXXXXX",
-        "Release: RNEWRELEASE and more",
+        ("v2", "ROLDRELEASE"),  # is already running
+        ("v2", "BNEWBUILDXX"),  # is a build ID
+        ("v2", ""),
+        ("v2", "RNEWRELEASE\nA new CLI is out: RUNUPGRADES"),
+        ("v2", "Release: RNEWRELEASE and more"),
+        ("2016", "Release: ROLDRELEASE"),
+        ("2016", "Release: BNEWBUILDXX"),
+        ("2016", "Release: "),  # printed by a rack whose build failed to start
+        ("2016", "A new CLI is out: RUNUPGRADES"),
+        ("2016", "latest release is RLATERXXXXX"),
+        ("2016", "Release: RNEWRELEASE and more"),
     ],
 )
 def test_nothing_is_promoted_unless_the_build_prints_a_new_release_id(
     world: World, cli: str, output: str
 ) -> None:
-    if cli == "2016" and output in ("ROLDRELEASE", "BNEWBUILDXX"):
-        output = f"Release: {output}"
     world.rules["convox build --app"] = {"out": output}
     ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
     assert ran.status == FAILED, ran.text
@@ -275,10 +267,10 @@ def test_a_full_or_read_only_temporary_directory_is_reported(world: World, optio
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory usage from /proc")
-def test_a_gigabyte_of_hook_output_passes_through_complete_and_in_constant_memory(
+def test_a_quarter_of_a_gigabyte_of_hook_output_passes_through_complete_and_in_constant_memory(
     world: World,
 ) -> None:
-    lines = 2_000_000  # of 512 bytes
+    lines = 500_000  # of 512 bytes, several times the memory that a deploy may use
     line = "x" * 500 + " {number:010d}"
     world.write(
         "deploy/before_build.sh",
@@ -293,7 +285,7 @@ def test_a_gigabyte_of_hook_output_passes_through_complete_and_in_constant_memor
         if log_line.startswith(b"x" * 500):
             assert int(log_line[501:]) == seen
             seen += 1
-            if seen % 100_000 == 0:
+            if seen % 50_000 == 0:
                 peak = max(peak, resident_kilobytes(process.pid))
     assert process.wait(60) == 0
     assert seen == lines
