@@ -68,7 +68,7 @@ def test_the_resume_command_includes_settings_that_are_not_defaults(world: World
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["My Shop", "it's", "$(x) `y` ;"])
+@pytest.mark.parametrize("name", ["My Shop", "it's $(x) `y` ;"])
 def test_the_resume_command_is_quoted(world: World, name: str) -> None:
     world.app = world.app.rename(world.home / name)
     ran = world.deploy("--no-promote")
@@ -110,7 +110,7 @@ def test_a_release_that_is_not_the_newest_is_promoted_with_a_warning(
     assert "very-secret" not in ran.text
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '["x"]', '[{"id": null}]', "<html>"])
+@pytest.mark.parametrize("text", ["[]", "{}", '["x"]', '[{"id": null}]', "<html>"])
 def test_an_unreadable_list_of_releases_does_not_fail_the_deploy(world: World, text: str) -> None:
     (world.home / "releases.json").write_text(text)
     assert world.deploy().status == 0
@@ -144,15 +144,21 @@ def printed_commands(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("rack", "cli"),
+    ("rack", "cli", "end"),
     [
-        (rack, cli)
-        for rack in RACKS
-        for cli in ("2016", "v3")
-        if rack != "a URL" or cli in ("v2", "v3")  # older ones ignore it
+        *((rack, "v3", "succeeds") for rack in RACKS),
+        *((rack, "2016", "succeeds") for rack in RACKS if rack != "a URL"),  # which it ignores
+        *(
+            (rack, cli, end)
+            for rack, cli in [
+                ("a host and a password to encode", "2016"),
+                ("a URL", "v3"),
+                ("a name", "v3"),
+            ]
+            for end in ("promote is stopped", "release is stopped")
+        ),
     ],
 )
-@pytest.mark.parametrize("end", ["succeeds", "promote is stopped", "release is stopped"])
 def test_printed_commands_reach_the_rack_of_this_deploy(
     world: World, end: str, rack: str, cli: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import resource
 import signal
@@ -27,8 +28,16 @@ HANGING = {
 }
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("command", HANGING)
+@pytest.mark.parametrize(
+    ("command", "signum"),
+    [
+        *((command, signal.SIGTERM) for command in HANGING),
+        *itertools.product(
+            ["docker version", "before_build", "convox build --app"],  # each is run in another way
+            [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT],
+        ),
+    ],
+)
 def test_a_signal_ends_the_running_command_and_reports_the_state_of_the_deploy(
     world: World, command: str, signum: Any
 ) -> None:
@@ -80,9 +89,17 @@ wait
     assert "\ncleaned up\n" in ran.out
 
 
-@pytest.mark.parametrize("command", ["before_build", "docker build --tag", "docker push"])
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        ("before_build", signal.SIGINT, signal.SIGTERM),
+        ("docker build --tag", signal.SIGINT, signal.SIGTERM),
+        ("docker push", signal.SIGINT, signal.SIGTERM),
+        ("docker push", signal.SIGINT, signal.SIGINT),
+        ("before_build", signal.SIGTERM, signal.SIGTERM),
+        ("docker build --tag", signal.SIGTERM, signal.SIGINT),
+    ],
+)
 def test_a_second_signal_kills_without_waiting_for_the_grace_period(
     world: World, command: str, first: Any, second: Any
 ) -> None:
@@ -228,9 +245,16 @@ def test_an_abort_that_reaches_the_list_of_releases_first_prevents_the_promote(
 
 
 @pytest.mark.parametrize(
-    "command", ["convox build --help", "convox build --app", "docker push", "before_build"]
+    ("command", "what"),
+    [
+        ("convox build --help", "keeps writing"),
+        ("convox build --app", "keeps writing"),
+        ("docker push", "keeps writing"),
+        ("before_build", "keeps writing"),
+        ("convox build --app", "is silent"),
+        ("before_build", "is silent"),
+    ],
 )
-@pytest.mark.parametrize("what", ["is silent", "keeps writing"])
 def test_a_daemon_left_behind_by_a_command_does_not_delay_the_deploy(
     world: World, command: str, what: str
 ) -> None:
