@@ -92,14 +92,9 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
             "`convox api get` for shop on rack.example.com printed no usable answer.",
         ),
         (
-            {"out": '{"manifest": null}'},
-            "`convox api get` for shop on rack.example.com printed no usable answer.",
-        ),
-        (
             {"out": '{"manifest": "a: [b"}'},
             "`convox api get` for shop on rack.example.com printed no usable answer.",
         ),
-        ({"out": "[]"}, "`convox api get` for shop on rack.example.com printed no usable answer."),
         (
             {"out": "<html>"},
             "`convox api get` for shop on rack.example.com printed no usable answer.",

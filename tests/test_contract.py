@@ -189,9 +189,7 @@ def test_hooks_inherit_stdin_and_convox_does_not(world: World, tmp_path: Path) -
     [
         ({"GIT_BRANCH": "origin/production"}, "production"),
         ({"BRANCH_NAME": "main", "GIT_BRANCH": "origin/x"}, "main"),
-        ({"GITHUB_REF_NAME": "production"}, "production"),
         ({"GITHUB_HEAD_REF": "feature", "GITHUB_REF_NAME": "7/merge"}, "feature"),
-        ({"CI_COMMIT_BRANCH": "production"}, "production"),
         ({}, "HEAD"),
     ],
 )
@@ -326,28 +324,12 @@ def test_characters_that_are_not_valid_in_a_tag_are_replaced(world: World) -> No
     assert set(world.commands("docker push")) == {f"docker push {ECR}/shop:feature-b-c-{SHORT_ID}"}
 
 
-@pytest.mark.parametrize(
-    ("env", "url"),
-    [
-        ({"BUILD_URL": "https://jenkins/job/shop/7/"}, "https://jenkins/job/shop/7/"),
-        ({"CI_JOB_URL": "https://gitlab/shop/-/jobs/7"}, "https://gitlab/shop/-/jobs/7"),
-        (
-            {
-                "GITHUB_SERVER_URL": "https://github.com",
-                "GITHUB_REPOSITORY": "me/shop",
-                "GITHUB_RUN_ID": "7",
-            },
-            "https://github.com/me/shop/actions/runs/7",
-        ),
-    ],
-)
-def test_the_release_description_includes_the_ci_run_url(
-    world: World, env: dict[str, str | None], url: str
-) -> None:
+def test_the_release_description_ends_with_the_ci_run_url(world: World) -> None:
     commit = world.add_git()
-    assert world.deploy(env=env).status == 0
+    assert world.deploy(env={"BUILD_URL": "https://jenkins/job/shop/7/"}).status == 0
     argv = world.call("convox build --app").argv
-    assert argv[argv.index("--description") + 1] == f"{commit} Sell more {url}"
+    about = f"{commit} Sell more https://jenkins/job/shop/7/"
+    assert argv[argv.index("--description") + 1] == about
 
 
 def test_a_commit_subject_can_contain_unicode_in_any_locale(world: World) -> None:

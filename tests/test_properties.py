@@ -39,12 +39,16 @@ services = st.dictionaries(
 )
 
 
+SETTINGS = settings(deadline=None, max_examples=50)  # others in each run
+
+
 def read(data: bytes) -> Any:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
         return Manifest.load(file.name)
 
 
+@SETTINGS
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -56,6 +60,7 @@ def test_arbitrary_bytes_cause_nothing_but_an_error_message(data: bytes) -> None
         read(data)
 
 
+@SETTINGS
 @given(documents, st.booleans())
 def test_arbitrary_yaml_causes_nothing_but_an_error_message(document: Any, flow: bool) -> None:
     with contextlib.suppress(DeployError):
@@ -66,13 +71,14 @@ def test_arbitrary_yaml_causes_nothing_but_an_error_message(document: Any, flow:
         )
 
 
+@SETTINGS
 @given(st.lists(st.sampled_from(["- ", "  ", "\n", "a: ", "&x ", "*x", "<<: ", "{", "}", "[", "]", IMAGE, "image: ", "|", ">", "'", '"', "\t", "\r\n", "services:\n", "? ", "#", "--- ", "!!str ", "%"]), max_size=30))  # fmt: skip
 def test_arbitrary_yaml_fragments_cause_nothing_but_an_error_message(pieces: list[str]) -> None:
     with contextlib.suppress(DeployError):
         read("".join(pieces).encode())
 
 
-@settings(deadline=None)
+@SETTINGS
 @given(services, st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 def test_a_rewritten_manifest_differs_only_in_image_values(
     content: dict[str, Any], under_services: bool, flow: bool, line_ending: str

@@ -154,8 +154,9 @@ def test_a_password_in_the_host_is_not_shown(world: World) -> None:
 # --- the convox CLI's own rack --------------------------------------------------------
 
 
-@pytest.mark.parametrize("cli", CLIS)
-@pytest.mark.parametrize("running", ["ROLDRELEASE", ""])
+@pytest.mark.parametrize(
+    ("cli", "running"), [*((cli, "ROLDRELEASE") for cli in CLIS), ("2016", ""), ("v3", "")]
+)
 def test_the_clis_current_rack_is_asked_once_and_named_to_every_command_and_hook(
     world: World, cli: str, running: str
 ) -> None:

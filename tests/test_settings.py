@@ -78,7 +78,7 @@ def test_a_timeout_can_have_a_unit(text: str, minutes: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["My Shop", "it's", 'a"b', "-dash", "büro ☕", "new\nline", "$(x) `y` ;", "ALL"]
+    "name", ['it\'s My "Shop" $(x) `y` ;', "-dash", "büro ☕", "new\nline", "ALL"]
 )
 def test_the_directory_can_have_any_name_if_the_app_name_is_set(world: World, name: str) -> None:
     world.app = world.app.rename(world.home / name)
@@ -135,15 +135,12 @@ def test_a_remote_build_context_is_not_checked_locally(world: World) -> None:
         ("RACK_URI", "RACK_URL"),
         ("APPNAME", "APP_NAME"),
         ("CONVOX_PASSWRD", "CONVOX_PASSWORD"),
-        ("CONVOX_PASWORD", "CONVOX_PASSWORD"),
         ("CONVOX_HSOT", "CONVOX_HOST"),
-        ("CONVOX_HOTS", "CONVOX_HOST"),
         ("CONVOX_AP", "CONVOX_APP"),
         ("IMAGE_TGA", "IMAGE_TAG"),
         ("DOCKER_COMPOSR", "DOCKER_COMPOSE"),
         ("SKIP_ECR_AUHT", "SKIP_ECR_AUTH"),
         ("DEPLOY_DRYRUN", "DEPLOY_DRY_RUN"),
-        ("DEPLOY_DRY_RUNS", "DEPLOY_DRY_RUN"),
         ("DEPLOY_NO_PROMOTTE", "DEPLOY_NO_PROMOTE"),
         ("DEPLOY_RELAESE", "DEPLOY_RELEASE"),
         ("DEPLOY_TIMEOUTS", "DEPLOY_TIMEOUT"),
@@ -206,7 +203,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_an_error(world: World, variable:
     assert world.calls == []
 
 
-@pytest.mark.parametrize("value", ["0", "false", "no", "off", ""])
+@pytest.mark.parametrize("value", ["0", "off", ""])
 def test_a_switch_can_be_off(world: World, value: str) -> None:
     ran = world.deploy(env={"DEPLOY_DRY_RUN": value})
     assert ran.status == 0 and world.running == "RNEWRELEASE"

@@ -43,11 +43,8 @@ FAULT: Rule = {"status": 1, "err": "ERROR: connection reset by peer\n"}
 @pytest.mark.parametrize(
     "statuses",
     [
-        ["running"],
-        ["updating", "running"],
         ["creating", "updating", "updating", "running"],
         ["something-new", "running"],
-        [FAULT, "running"],
         ["updating", FAULT, FAULT, "running"],
         [{"out": "<html>"}, "running"],
         [{"out": "{}"}, "running"],
@@ -82,7 +79,7 @@ def test_a_promote_of_another_release_at_the_same_time_is_reported(world: World)
     assert "shop is running ROTHERRELEASE, not RNEWRELEASE." in ran.err
 
 
-@pytest.mark.parametrize("status", ["updating", "rollback", "something-new"])
+@pytest.mark.parametrize("status", ["rollback", "something-new"])
 def test_a_timeout_reports_the_last_status(world: World, status: str) -> None:
     world.rules[ASK] = responses("updating", status, {"hang": True}, status)
     ran = world.deploy_and_signal(signal.SIGALRM)
@@ -219,12 +216,11 @@ def test_what_is_unknown_after_a_failed_promote_gets_commands_to_go_on(
     assert json.loads((world.app / "result.json").read_text())["running"] == ""
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_rack_is_not_queried_after_a_signal(world: World, signum: int) -> None:
+def test_the_rack_is_not_queried_after_a_signal(world: World) -> None:
     """Whoever stops a deploy is waiting, and may send SIGKILL next."""
     world.rules["convox releases promote --app"] = {"hang": True}
-    ran = world.deploy_and_signal(signum)
-    assert ran.status == 128 + signum
+    ran = world.deploy_and_signal(signal.SIGTERM)
+    assert ran.status == 128 + signal.SIGTERM
     assert len(world.commands(ASK)) == 2  # both before the promote
     assert "The promote of RNEWRELEASE was requested" in ran.err
 
