@@ -16,6 +16,8 @@ A deploy is the method Deploy.run: read it first. What is known about docker, EC
 # dependencies = ["click>=8.1", "sh>=2.2.2,<3", "PyYAML>=6.0"]
 # ///
 
+from __future__ import annotations
+
 import sys
 
 if (version := sys.version_info) < (3, 9):  # needs Python 3.9 or later
@@ -45,7 +47,7 @@ from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Optional, TypeVar, Union
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 try:
@@ -53,13 +55,13 @@ try:
     import sh
     import yaml
 except ImportError as error:
-    sys.stderr.write(
-        f"convox_deploy.py needs the Python package {error.name!r}. Use one of these:\n"
-        f"  uv run {sys.argv[0]}\n"
-        "  python3 -m venv .venv && .venv/bin/pip install click sh PyYAML"
-        f" && .venv/bin/python {sys.argv[0]}\n"
-        "  pipx install . (in a clone of convox-deploy; then run convox-deploy)\n"
-    )
+    me = sys.argv[0]
+    sys.stderr.write(f"""\
+convox_deploy.py needs the Python package {error.name!r}. Use one of these:
+  uv run {me}
+  python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python {me}
+  pipx install . (in a clone of convox-deploy; then run convox-deploy)
+""")
     sys.exit(2)
 
 __version__ = "0.3.0.dev0"
@@ -110,7 +112,7 @@ class Settings(SimpleNamespace):
 class Rack:
     """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
 
-    def __init__(self, name: Optional[str]) -> None:
+    def __init__(self, name: str | None) -> None:
         self.name, self.url, self.password = name or "", env("RACK_URL"), env("CONVOX_PASSWORD")
         self.url_match = re.fullmatch(RACK_URL, self.url)
         self.host = self.url_match["host"] if self.url_match else env("CONVOX_HOST")
@@ -124,10 +126,9 @@ class Rack:
     def problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
         host = env("CONVOX_HOST")
-        is_console = re.fullmatch(CONSOLE, self.host)
         if self.url and not self.url_match:
             yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
-        if is_console and (self.url or not self.name):
+        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
         if self.url and (self.name or host not in self.url):
             yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
@@ -138,10 +139,8 @@ class Rack:
             yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
         if bool(host) != bool(self.password) and not self.name and not self.url:
             missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
-            yield (
-                f"{missing} is not set, so convox would use the rack it is logged in to."
-                " Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
-            )
+            why = f"{missing} is not set, so convox would use the rack it is logged in to."
+            yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
 
     def export(self) -> None:
         """Set what makes convox and the hooks reach this rack.
@@ -234,7 +233,7 @@ class Manifest:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, path: str) -> "Manifest":
+    def load(cls, path: str) -> Manifest:
         """Read a manifest. Raise DeployError with all its problems."""
         if not os.path.isfile(path):
             fix = "Run this in the app's root, or set DOCKER_COMPOSE to your manifest."
@@ -269,7 +268,7 @@ class Manifest:
         if problems:
             raise DeployError(*problems)
 
-    def read_service(self, name: str, keys: dict[str, Any]) -> Optional[Service]:
+    def read_service(self, name: str, keys: dict[str, Any]) -> Service | None:
         """Return the service, or None if its image is third-party. Raise ValueError."""
         image = keys.get("image")
         if image is None and self.is_compose and not keys.get("build"):
@@ -285,23 +284,22 @@ class Manifest:
             raise ValueError(f"only a literal :TAG is replaced. Set image: {match[1]}:TAG")
         offset = self.text.rfind(":TAG", image.start, image.end)
         if offset < 0 or not re.fullmatch(REPOSITORY, match[1]):
+            problem = f"image {image} must name a registry and repository, in lowercase."
             fix = f"Write it as {EXAMPLE_IMAGE} or docker.io/<user>/<repository>:TAG"
-            raise ValueError(
-                f"image {image} must name a registry and repository, in lowercase. {fix}"
-            )
+            raise ValueError(f"{problem} {fix}")
         return Service(name, self.read_build(keys), match[1], offset + 1)
 
     def read_build(self, keys: dict[str, Any]) -> Build:
         """Return how a service is built. Raise ValueError."""
         is_compose, build = self.is_compose, keys.get("build")
-        # In compose v1, the dockerfile is a key of the service.
-        read = {"platform": keys.get("platform"), "dockerfile": keys.get("dockerfile")}
         if not isinstance(build, dict):
-            read["context"], build = build, {}
+            build = {"context" if is_compose else "path": build}
+        # In compose v1, the dockerfile is a key of the service.
+        read = {"dockerfile": keys.get("dockerfile"), "platform": keys.get("platform")}
         for key, value in build.items():
             name = key if is_compose else CONVOX_KEYS.get(key)
             if name in Build._fields:
-                read[name] = read.get(name) if value is None else value
+                read[name] = value
             elif not is_compose:
                 raise ValueError(f"Convox ignores build.{key}. Use only path, manifest and args.")
             elif key in IGNORED_KEYS:
@@ -315,9 +313,7 @@ class Manifest:
                 f"{name}={value}" if isinstance(value, str) else value or name
                 for name, value in args.items()
             ]
-        elif isinstance(args, str):
-            args = [args]
-        given = {name: value for name, value in read.items() if value not in (None, "")}
+        given = {name: value for name, value in read.items() if value}
         for word in list(given.values()) + list(args):
             if not isinstance(word, str) or "$" in word:
                 fix = "Write a string without variables, or use a docker build option after `--`."
@@ -328,10 +324,10 @@ class Manifest:
         """Return the text with TAG replaced at each offset, and nothing else changed."""
         text = self.text
         for offset, tag in sorted(tags.items(), reverse=True):
-            text = f"{text[:offset]}{tag}{text[offset + len('TAG') :]}"
+            text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
 
-    def conflicts(self, custom_tag: Optional[str]) -> Iterator[str]:
+    def conflicts(self, custom_tag: str | None) -> Iterator[str]:
         """Yield services that would get the image of another build."""
         builds: dict[Any, Build] = {}
         for service in self.services:
@@ -396,9 +392,6 @@ def warn(text: str) -> None:
     echo(f"warning: {text}", fg="yellow")
 
 
-Advice = Union[str, dict[str, str]]  # what to do, or what to do by patterns of the output
-
-
 class CommandFailed(DeployError):
     """A command that failed, did not start (status None), or printed nothing usable."""
 
@@ -406,8 +399,8 @@ class CommandFailed(DeployError):
         self,
         output: str,
         name: str = "",
-        status: Optional[int] = None,
-        advice: Advice = "",
+        status: int | None = None,
+        advice: str | dict[str, str] = "",
         service: str = "",
     ) -> None:
         super().__init__(output)
@@ -470,7 +463,7 @@ class Shell:
     deadline = float("inf")
     doing = ""  # for messages, while it polls
     has_sign_of_life = False  # on the terminal's last line
-    stopped: Optional[Stopped] = None
+    stopped: Stopped | None = None
     stopped_at = 0.0
     is_killing = False
 
@@ -498,8 +491,8 @@ class Shell:
         return self.capture(words, *arguments, **options)
 
     def capture(
-        self, words: str, *arguments: str, advice: Advice = "", about: str = "", prefix: str = "",
-        **options: Any,
+        self, words: str, *arguments: str, advice: str | dict[str, str] = "", about: str = "",
+        prefix: str = "", **options: Any,
     ) -> str:  # fmt: skip
         """Run a command silently, even in a dry run, and return its stdout, which no error shows.
 
@@ -540,7 +533,7 @@ class Shell:
 
     def show(self, words: str, *arguments: str) -> None:
         """Show a command as it could be typed."""
-        echo(f"$ {words} {shlex.join(arguments)}".rstrip(), dim=True)
+        echo(f"$ {words} {shlex.join(arguments)}".rstrip(), dim=not self.dry_run)
 
     def pause(self, seconds: float) -> None:
         self.stopping.wait(seconds)
@@ -672,7 +665,7 @@ def is_alive(group: int) -> bool:
     return kill_group(group, 0)
 
 
-def option(name: str, value: Optional[str]) -> list[str]:
+def option(name: str, value: str | None) -> list[str]:
     return [name, value] if value else []
 
 
@@ -744,15 +737,15 @@ def folded(step: str) -> Iterator[None]:
             echo(f"\x1b[0Ksection_end:{time.time():.0f}:{step}\r\x1b[0K")
 
 
-def report_to_github(result: dict[str, Any]) -> None:
-    """Give a deploy's result to its workflow, as an annotation, outputs and a summary."""
-    error = result["error"]
-    outputs = "".join(f"{key}={result[key]}\n" for key in ("status", "release", "running"))
-    summary = f"### {result['app']}: deploy {result['status']}\n\n{outputs}\n{error}\n"
+def report_to_github(outcome: Outcome) -> None:
+    """Give a deploy's outcome to its workflow, as an annotation, outputs and a summary."""
+    status, error = outcome.status, outcome.error
+    outputs = f"status={status}\nrelease={outcome.release}\nrunning={outcome.running}\n"
+    summary = f"### {outcome.app}: deploy {status}\n\n{outputs}\n{error}\n"
     summary = summary.replace("\n", "\n    ")  # which shows it as it is
     if error:
         text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        echo(f"::error title={result['failed_step']} failed::{text}")
+        echo(f"::error title={outcome.failed_step} failed::{text}")
     for variable, text in ("GITHUB_OUTPUT", outputs), ("GITHUB_STEP_SUMMARY", summary):
         with suppress(OSError), open(env(variable), "a") as file:
             file.write(text)
@@ -763,30 +756,31 @@ def report_to_github(result: dict[str, Any]) -> None:
 IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown"
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
+DENIED = r"(?i)(?<!/)\b(forbidden|denied|not authorized)\b(?!-)"
 DOCKER_ADVICE = {
-    "permission denied while": "Your user may not use Docker. Run `sudo usermod -aG docker $USER`."
-    " Then log in again or, in CI, restart the agent.",
+    "permission denied while": "Your user is not allowed to use Docker."
+    " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
     "resolve docker endpoint": "The docker context does not exist."
     " Run `docker context use default`, or unset DOCKER_CONTEXT.",
     "client version .* is too": "The docker client does not fit the engine."
     " Unset DOCKER_API_VERSION, or install a newer client.",
-    "error during connect": "DOCKER_HOST names an engine that cannot be reached. Correct it or,"
-    " in GitLab, add the service docker:dind.",
+    "error during connect": "The engine that DOCKER_HOST names cannot be reached."
+    " Correct DOCKER_HOST or, in GitLab, add the service docker:dind.",
     "": "Start Docker Desktop, or run `sudo systemctl start docker`.",
 }
 HELPER_ADVICE = {
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
     "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
-    "credentials - err": "The store of docker's credentials is locked. Unlock it, or remove"
-    ' "credsStore" from ~/.docker/config.json.',
+    "credentials - err": "The store of docker's credentials is locked."
+    ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
 }
 LOGIN_ADVICE = {
     **HELPER_ADVICE,
-    "saving credentials: (mkdir|open)": "docker cannot write its configuration. Set DOCKER_CONFIG"
-    " to a directory of your own, such as `$(mktemp -d)`.",
-    "400 Bad Request": "ECR does not accept the password. `aws ecr get-login-password` must print"
-    " one line and nothing else.",
+    "saving credentials: (mkdir|open)": "docker cannot write its configuration."
+    " Set DOCKER_CONFIG to a directory of your own, such as `$(mktemp -d)`.",
+    "400 Bad Request": "ECR does not accept the password."
+    " `aws ecr get-login-password` must print one line and nothing else.",
     "": "Check that docker can reach the registry, and this machine's clock.",
 }
 BUILD_ADVICE = (
@@ -796,29 +790,28 @@ PUSH_ADVICE = {  # other errors may be transient: the push is retried
     **HELPER_ADVICE,
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
-    "maximum allowed number": "ECR's limit is reached. Delete old tags or images of this repository"
-    " (`aws ecr batch-delete-image`), and give it a lifecycle policy.",
+    "maximum allowed number": "ECR's limit is reached. Give the repository a lifecycle policy."
+    " Delete old tags or images with `aws ecr batch-delete-image`.",
     NO_REPOSITORY: "The repository may not exist. Create it, or correct its name.",
-    "(?i)token has expired": "Log in again. If docker did so just now, an older login is in its"
-    " way: run `docker logout https://<registry>`.",
+    "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
+    " run `docker logout https://<registry>`.",
     r"(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
     " Run `docker login <registry>`, or unset SKIP_ECR_AUTH.",
-    r"(?i)(?<!/)\b(forbidden|denied|not authorized)\b(?!-)": "You are not allowed to push to this"
-    " repository, or docker's login has expired. For ECR, see IAM policies in docs/ci.md of"
-    " convox-deploy.",
+    DENIED: "You are not allowed to push to this repository, or docker's login has expired."
+    " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
     "x509: ": "Docker does not trust the registry's certificate."
     " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
     "no space left": "The disk is full. `docker system prune` frees space used by docker.",
 }
 AWS_ADVICE = {
-    "AccessDenied": "This AWS user or role lacks a permission. It needs those of the policy"
-    " AmazonEC2ContainerRegistryPowerUser, or see IAM policies in docs/ci.md of convox-deploy.",
+    "AccessDenied": "This AWS user or role lacks a permission. See IAM policies in docs/ci.md of"
+    " convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.",
     "Signature (expired|not yet current)": "This machine's clock is wrong. Correct it.",
     "MFA": "Nobody can enter an MFA code here."
     " Use credentials that need none, or run `aws sso login` beforehand.",
     "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
-    "(?i)connect|CERTIFICATE": "This machine cannot reach ECR in this region. Check the region in"
-    " the name of the image, and the network or proxy.",
+    "(?i)connect|CERTIFICATE": "This machine cannot reach ECR in this region."
+    " Check the region in the image's name, and the network or proxy.",
     "config profile": "AWS_PROFILE names a profile that does not exist on this machine.",
     r"\A'[0-9a-f]{40}'\Z": "The AWS CLI's cache is damaged. Run `rm -r ~/.aws/cli/cache`.",
     "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.",
@@ -834,7 +827,7 @@ class Ecr(NamedTuple):
     region: str
 
     @classmethod
-    def of(cls, repository: str) -> Optional["Ecr"]:
+    def of(cls, repository: str) -> Ecr | None:
         """Return the registry of a repository, or None if it is not ECR."""
         host = repository.partition("/")[0]
         match = re.fullmatch(ECR_HOST, host)
@@ -896,7 +889,7 @@ class Image:
 class Docker:
     version = ""  # of the engine
 
-    def __init__(self, build_args: Sequence[str]) -> None:
+    def __init__(self, build_args: list[str]) -> None:
         self.build_args = build_args  # the user's
         self.names: set[str] = set()  # of images, to be removed in the end
         self.created: set[str] = set()  # repositories that ECR was asked to create
@@ -924,7 +917,7 @@ class Docker:
         if not self.dockerfile(build).is_file():
             return {}
         text = self.dockerfile(build).read_text(errors="replace").replace("\\\n", " ")
-        options = [*(f"--build-arg={arg}" for arg in build.args), *self.build_args]
+        options = [f"--build-arg={arg}" for arg in build.args] + self.build_args
         given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
         found = dict[str, bool]()
         for word in " ".join(re.findall(r"(?im)^\s*ARG\s+(.+)", text)).split():
@@ -972,13 +965,13 @@ class Docker:
         if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
             raise DeployError(f"`docker image inspect {image.local}` printed no image ID. {fix}")
 
-    def push(self, image: Image, repository: str, prefix: str) -> Optional[str]:
+    def push(self, image: Image, repository: str, prefix: str) -> str | None:
         """Tag and push an image. Return the digest, if known. Retry unless it is hopeless.
 
         docker's messages about a missing repository differ between versions, so ask ECR to create
         it: once, and only after a failed push, because an account may create repositories on push.
         """
-        reference, pauses = f"{repository}:{image.tag}", [*PUSH_PAUSES]
+        reference, pauses = f"{repository}:{image.tag}", list(PUSH_PAUSES)
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=image.name)
         while True:
@@ -998,7 +991,7 @@ class Docker:
                 warn(f"{failure.name} failed: {reason} Retrying in {pauses[0]} s.")
             shell.pause(pauses.pop(0))
 
-    def push_once(self, image: Image, reference: str, prefix: str) -> Optional[str]:
+    def push_once(self, image: Image, reference: str, prefix: str) -> str | None:
         how: dict[str, Any] = {"about": image.name, "advice": PUSH_ADVICE, "prefix": prefix}
         if sys.stdout.isatty() and not prefix:
             how.update(only="err", _out=1)  # with docker's own progress bars
@@ -1032,29 +1025,32 @@ class Docker:
 
 # --- convox ---------------------------------------------------------------------------
 
+NO_LOGIN = r"(?m)^.*(\b401$|nable to authenticate|authentication failed|no current rack)"
+# Only in the last line: an app's own log may contain them, too.
+UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d).*\Z"
+REFUSED = "(?im)^ERROR: .*(forbidden|: 403|deploy key|not authorized)"
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "(?m)^ERROR: rollback": "The new containers did not become healthy. `convox logs` or, with"
-    " Convox v3, `convox deploy-debug` says why. If it is `exec format error`, the image is for"
-    " another architecture: build it with `-- --platform linux/amd64`.",
+    "(?m)^ERROR: rollback": "The new containers did not become healthy."
+    " `convox logs` or, with Convox v3, `convox deploy-debug` says why."
+    " If it is `exec format error`, the image is for another architecture:"
+    " build it with `-- --platform linux/amd64`.",
     "not published for": "The rack has nodes of two architectures. Build the image for both:"
     " `-- --platform linux/amd64,linux/arm64`.",
-    "no matching manifest|no match for platform": "The image is for another architecture than the"
-    " rack. Build it with `-- --platform linux/amd64`.",
+    "no matching manifest|no match for platform": "The image is not for the rack's architecture."
+    " Build it with `-- --platform linux/amd64`.",
     "(?m)^ERROR: .*will drop env var": "To keep the variables, run `convox env set NAME=VALUE`.",
-    "not authorized to perform: ecr:": "The rack may not read this repository. Name it"
-    " <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "(?m)^(ERROR: )?.*build failed": "See the rack's output above. If it is not allowed to pull"
-    " the image, add the registry's credentials with `convox registries add`.",
+    "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
+    " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
+    "(?m)^(ERROR: )?.*build failed": "See the rack's output above. If the rack cannot pull the"
+    " image, add the registry's credentials with `convox registries add`.",
+    # from docker on this machine, with --external
+    "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
     r"(no such app|app not found).*\Z": "Check APP_NAME and the rack."
     " To create the app, run `convox apps create <name>`.",
     "(?m)^ERROR: could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
-    r"(?m)^.*(\b401$|nable to authenticate|authentication failed|no current rack)": "Check"
-    " CONVOX_HOST and CONVOX_PASSWORD (sudo drops them), or log in with `convox login`.",
-    # only in the last line: an app's own log may contain them, too
-    r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d).*\Z": "Check"
-    " CONVOX_HOST, and that this machine can reach the rack.",
-    "(?im)^ERROR: .*(forbidden|: 403|deploy key|not authorized)": "A deploy key that may not read"
-    " the app needs --no-verify.",
+    NO_LOGIN: "Check CONVOX_HOST and CONVOX_PASSWORD (sudo drops them), or run `convox login`.",
+    UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
+    REFUSED: "A deploy key that is not allowed to read the app needs --no-verify.",
 }
 
 
@@ -1169,7 +1165,7 @@ class Convox:
 
         convox pushes `own_images`, which the manifest does not name, to the rack's registry.
         """
-        known, external, variables = self.options["build"], list[str](), {**os.environ}
+        known, external, variables = self.options["build"], list[str](), dict(os.environ)
         if own_images:
             external = ["--external"]
             # Other builders do not find our images, and images of others must fit the rack, too.
@@ -1225,8 +1221,7 @@ class Convox:
                 shell.pause(POLL_SECONDS)
         if app.release != release:
             raise DeployError(
-                f"The rack accepted the promote, but {self.app} is running"
-                f" {app.release or 'no release'}, not {release}."
+                f"{self.app} is running {app.release or 'no release'}, not {release}."
                 " Either the rack rolled back, or someone else promoted another release."
             )
 
@@ -1262,7 +1257,7 @@ def result_images(path: str) -> list[dict[str, Any]]:
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         result = json.loads(Path(path).read_text())
         if result["tool"] == TOOL:
-            images = [{**image, "services": [*image["services"]]} for image in result["images"]]
+            images = [{**image, "services": list(image["services"])} for image in result["images"]]
             if result["status"] == "succeeded" and images:
                 return images
             problem = "is of a failed deploy" if images else "has no images"
@@ -1285,8 +1280,12 @@ def names_of(services: Iterable[Service]) -> str:
 
 @dataclass
 class Outcome:
-    """What is known so far. All of it goes into the result file."""
+    """What is known so far. It is written as the result file (docs/reference.md)."""
 
+    tool: str = TOOL
+    status: str = "succeeded"
+    exit_status: int = 0
+    app: str = ""
     release: str = ""
     running_before: str = ""
     promote_requested: bool = False
@@ -1294,6 +1293,9 @@ class Outcome:
     running: str = ""  # as far as the rack has reported it
     images: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by step
+    failed_step: str = ""
+    failed_service: str = ""
+    error: str = ""
 
 
 class Deploy:
@@ -1301,10 +1303,12 @@ class Deploy:
 
     step_name = "preflight"
     release_requested = False
+    environment_error = ""  # why the app's environment cannot be read
+    remains = ""  # what a failed deploy leaves behind, and what to do
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.rack = settings, Rack(settings.rack)
-        self.docker = Docker(settings.docker_build_args)
+        self.docker = Docker(list(settings.docker_build_args))
         self.convox = Convox(settings.app, self.rack)
         self.builds_images = not (settings.release or settings.images_from)
         self.commit, self.manifest = Commit(), Manifest()
@@ -1312,9 +1316,8 @@ class Deploy:
         self.tags: dict[int, str] = {}  # by offset in the manifest
         self.hooks: list[str] = []  # found in preflight
         self.passwords: dict[Ecr, str] = {}
-        self.app_environment: Optional[dict[str, str]] = None  # once it has been asked for
         self.unreachable: list[str] = []  # problems despite which a dry run continues
-        self.outcome = Outcome(release=settings.release or "")
+        self.outcome = Outcome(app=settings.app, release=settings.release or "")
 
     def run(self) -> None:
         """Run the lifecycle. A step that fails raises DeployError, and nothing runs after it."""
@@ -1353,12 +1356,12 @@ class Deploy:
     def preflight(self) -> None:
         """Check everything that can be checked ahead, and log in to the registries."""
         with self.step("preflight"):
-            if problems := [*self.local_problems()]:
+            if problems := list(self.local_problems()):
                 raise DeployError(*problems)
             checks = [self.check_git, self.check_convox]
             if self.builds_images:
                 checks = [self.get_passwords, self.docker.check, *checks]  # the slowest first
-            self.unreachable = [*filter(None, shell.parallel(problem_of, checks))]
+            self.unreachable = list(filter(None, shell.parallel(problem_of, checks)))
             if self.unreachable and not shell.dry_run:
                 raise DeployError(*self.unreachable)
             for problem in self.unreachable:
@@ -1393,7 +1396,7 @@ class Deploy:
             local = f"{self.settings.app}:deploy-{os.urandom(4).hex()}"
             image = images.setdefault(service.build, Image(service.build, [], local))
             image.services.append(service)
-        self.images = [*images.values()]
+        self.images = list(images.values())
 
     def image_problems(self, files_may_change: bool) -> Iterator[str]:
         yield from self.manifest.conflicts(self.settings.tag)
@@ -1437,7 +1440,7 @@ class Deploy:
         app = self.convox.check(self.settings.no_verify)
         self.outcome.running_before = self.outcome.running = app.release
         if app.status != "running":
-            waits = "wait for that." if self.convox.has_external else "fail as long as it is."
+            waits = "wait for that." if self.convox.has_external else "fail until that is over."
             warn(f"{self.settings.app} is {app.status}. A promote will {waits}")
         self.check_external()
         self.set_arguments()
@@ -1457,29 +1460,31 @@ class Deploy:
         for image in self.images if self.builds_images else []:
             values = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
             arguments = self.docker.arguments(image.build)
-            if unknown := {name: arguments[name] for name in arguments if name not in values}:
-                values.update(self.environment_for(unknown))
+            unknown = {name: arguments[name] for name in arguments if name not in values}
+            if unknown:
+                values.update(self.app_environment)
+            if unknown and self.environment_error:
+                self.report_unknown(unknown)
             image.arguments = {name: values[name] for name in arguments if values.get(name)}
 
-    def environment_for(self, arguments: dict[str, bool]) -> dict[str, str]:
-        """Return the app's environment. Raise DeployError if an ARG needs it and it is unknown."""
-        if self.app_environment is None:
-            self.app_environment = {}
-            try:
-                self.app_environment = self.convox.environment()
-            except CommandFailed as failure:
-                required = [name for name in arguments if not arguments[name]]
-                needed = required or list(arguments)
-                why = failure.output.splitlines()[-1]
-                fix = f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
-                problem = (
-                    f"ARG {', '.join(needed)} may come from the app's environment, which cannot be"
-                    f" read: {why}\n{fix}"
-                )
-                if required:  # it has no default
-                    raise DeployError(problem) from None
-                warn(problem)
-        return self.app_environment
+    @cached_property
+    def app_environment(self) -> dict[str, str]:
+        try:
+            return self.convox.environment()
+        except CommandFailed as failure:
+            self.environment_error = failure.output.splitlines()[-1]
+            return {}
+
+    def report_unknown(self, arguments: dict[str, bool]) -> None:
+        """Warn of ARGs whose values are not known. Raise DeployError if one has no default."""
+        required = [name for name in arguments if not arguments[name]]
+        needed = required or list(arguments)
+        why = f"the app's environment, which cannot be read: {self.environment_error}"
+        fix = f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
+        problem = f"ARG {', '.join(needed)} may come from {why}\n{fix}"
+        if required:
+            raise DeployError(problem)
+        warn(problem)
 
     def get_passwords(self) -> None:
         for service in self.manifest.services if not self.settings.skip_ecr_login else []:
@@ -1508,7 +1513,7 @@ class Deploy:
                 self.load_manifest()
                 self.get_passwords()
                 self.log_in()
-            if problems := [*self.image_problems(files_may_change=False)]:
+            if problems := list(self.image_problems(files_may_change=False)):
                 raise DeployError(*problems)
             self.check_external()
             self.set_arguments()
@@ -1664,12 +1669,12 @@ class Deploy:
         if (
             self.release_requested
             and is_started
-            and not re.search("build failed|ERROR: exit status", str(error))
+            and not re.search("build failed|ERROR: exit status|from daemon:", str(error))
         ):
             return (
                 f"Nothing was promoted.{was} The build may still be running on the rack, or may"
                 f" have made a release. Find it with:\n  {self.convox.about_app('convox builds')}\n"
-                f"{self.how_to_resume('RELEASE', 'To go on, with its ID in place of RELEASE')}"
+                f"{self.how_to_resume('RELEASE', 'To continue, replace RELEASE with its ID')}"
             )
         return f"Nothing was released or promoted.{was}"
 
@@ -1698,45 +1703,40 @@ class Deploy:
             f"{self.how_to_resume(release)}"
         )
 
-    def result(self, error: Optional[DeployError], code: int) -> dict[str, Any]:
-        """Return the contents of the result file, as described in docs/reference.md."""
-        failed_step = self.step_name if error else ""
-        return {
-            "tool": TOOL,
-            "status": "failed" if error else "succeeded",
-            "exit_status": code,
-            "app": self.settings.app,
-            **asdict(self.outcome),
-            "failed_step": failed_step,
-            "failed_service": error.service if error and failed_step in ("build", "push") else "",
-            "error": redact(str(error or "")),
-        }
+    def fail(self, error: DeployError) -> None:
+        """Record an error, and what it leaves behind."""
+        outcome, step = self.outcome, self.step_name
+        outcome.status, outcome.failed_step, outcome.error = "failed", step, redact(str(error))
+        outcome.exit_status = error.exit_code
+        if step == "preflight" and error.exit_code == FAILED:
+            outcome.exit_status = NOT_STARTED
+        if step in ("build", "push"):
+            outcome.failed_service = error.service
+        self.remains = self.state(error)
 
-    def print_outcome(self, error: Optional[DeployError], state: str) -> None:
+    def print_outcome(self) -> None:
         settings, outcome = self.settings, self.outcome
-        if not (error or shell.dry_run):
-            echo(f"Total: {sum(outcome.seconds.values()):.1f} s", dim=True)
-        if error:
-            count = f" ({len(error.args)} problems)" if error.args[1:] else ""
-            echo(f"\n{self.step_name} failed{count}:", err=True, fg="red", bold=True)
-            echo(f"{error}\n{state}", err=True)
-        elif shell.dry_run:
-            echo("\nIMAGE_ID and RELEASE_ID are known once the image and the release are built.")
-            echo("Dry run: nothing was changed.", bold=True)
+        release, before = outcome.release, outcome.running_before
+        if outcome.error:
+            echo(f"\n{outcome.failed_step} failed:", err=True, fg="red", bold=True)
+            return echo(f"{outcome.error}\n{self.remains}", err=True)
+        if shell.dry_run:
+            echo("\nIDs in capital letters are known only during a deploy.")
             if self.unreachable:
                 echo(f"A deploy would fail:\n{DeployError(*self.unreachable)}", err=True)
-        elif settings.no_promote:
-            echo(f"\nBuilt release {outcome.release}, and did not promote it.", bold=True)
-            echo(self.how_to_resume(outcome.release))
+            return echo("Dry run: nothing was changed.", bold=True)
+        echo(f"Total: {sum(outcome.seconds.values()):.1f} s", dim=True)
+        if settings.no_promote:
+            echo(f"\nBuilt release {release}, and did not promote it.", bold=True)
+            echo(self.how_to_resume(release))
         elif settings.no_verify:
-            done = f"\nPromoted {outcome.release}. What is running was not verified (--no-verify)."
+            done = f"\nPromoted {release}. What is running was not verified (--no-verify)."
             echo(done, fg="yellow")
         else:
-            echo(f"\n{settings.app} is now running {outcome.release}.", fg="green", bold=True)
-            echo(f"Verified: {self.rack.label} reports {outcome.release} running.")
-            if outcome.running_before not in ("", outcome.release):
-                back = self.convox.promote_command(outcome.running_before)
-                echo(f"To roll back: {self.convox.typed(*back)}")
+            echo(f"\n{settings.app} is now running {release}.", fg="green", bold=True)
+            echo(f"Verified: {self.rack.label} reports {release} running.")
+            if before not in ("", release):
+                echo(f"To roll back:\n  {self.convox.typed(*self.convox.promote_command(before))}")
 
 
 # --- the outcome ----------------------------------------------------------------------
@@ -1744,29 +1744,29 @@ class Deploy:
 
 def run_deploy(settings: Settings) -> int:
     """Deploy. Turn the end into a result file, messages and an exit code."""
-    shell.dry_run, shell.minutes = settings.dry_run, settings.timeout
+    shell.dry_run, shell.minutes = settings.dry_run, float(settings.timeout)
     shell.max_parallel = settings.parallel
-    deploy, error, code, state = Deploy(settings), None, 0, ""
+    deploy = Deploy(settings)
+    outcome = deploy.outcome
     try:
         deploy.run()
         shell.raise_if_stopped()
     except Exception as caught:
-        error = as_deploy_error(caught)
-        code, state = error.exit_code, deploy.state(error)
-    if deploy.unreachable or (deploy.step_name == "preflight" and code == FAILED):
-        code = NOT_STARTED
-    result = deploy.result(error, code)
+        deploy.fail(as_deploy_error(caught))
+    if deploy.unreachable:
+        outcome.exit_status = NOT_STARTED
+    code = outcome.exit_status
     if settings.result and not settings.dry_run:
         try:
-            Path(settings.result).write_text(json.dumps(result, indent=2) + "\n")
+            Path(settings.result).write_text(json.dumps(asdict(outcome), indent=2) + "\n")
         except OSError as unwritten:
             code = code or FAILED
             with suppress(OSError):  # our output is closed
                 echo(f"The result was not written: {unwritten}", err=True, fg="red")
     with suppress(OSError):  # our output is closed
-        deploy.print_outcome(error, state)
+        deploy.print_outcome()
         if IN_GITHUB:
-            report_to_github(result)
+            report_to_github(outcome)
     if deploy.docker.names and not settings.dry_run:
         shell.allow_commands(GRACE_SECONDS)
         deploy.docker.remove_names()
@@ -1806,12 +1806,6 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return value
 
 
-class Minutes(Text):
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        text = str(super().convert(value, param, ctx))
-        return float(text.rstrip("smh")) * {"s": 1 / 60, "h": 60}.get(text[-1], 1)
-
-
 class Command(click.Command):
     """Says where options of docker build belong."""
 
@@ -1838,7 +1832,7 @@ RELEASE = Text(RELEASE_ID, "a release ID. `convox releases` lists them.")
 COUNT = click.IntRange(1, 64)
 MANIFEST_HELP = "The manifest.  [default: convox.yml or docker-compose.yml]"
 BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
-MINUTES = Minutes(r"\d{1,6}(\.\d+)?[smh]?", "a number of minutes, such as 30, 90s or 1h.")
+MINUTES = Text(r"\d{1,6}(\.\d+)?", "a number of minutes, such as 30 or 1.5.")
 
 
 def default_app() -> str:
@@ -1897,17 +1891,21 @@ def setting(
     cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @setting("--app", APP, "APP_NAME CONVOX_APP", "[default: the directory name]", default=default_app)
-@setting("--rack", NAME, "CONVOX_RACK RACK_NAME", "[default: the convox CLI's]")
+@setting("--rack", NAME, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]")
 @setting("--file", NAME, "DOCKER_COMPOSE", MANIFEST_HELP, default=default_file)
-@setting("--tag", TAG, "IMAGE_TAG", "[default: <git describe>-<image id>]")
+@setting("--tag", TAG, "IMAGE_TAG", "The images' tag.  [default: <git describe>-<image id>]")
 @setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
-@setting("--timeout", MINUTES, "DEPLOY_TIMEOUT", "Of each step.  [default: 60 min]", default="60")
+@setting(
+    "--timeout", MINUTES, "DEPLOY_TIMEOUT", "Of a step, in minutes.  [default: 60]", default="60"
+)
 @setting("--result", NAME, "DEPLOY_RESULT", "Write the result to this JSON file.")
 @setting("--from", NAME, "DEPLOY_FROM", "Deploy the images of this result.", "images_from")
 @setting("--description", NAME, "DEPLOY_DESCRIPTION", "Of the release.  [default: the commit]")
 @setting("--no-verify", bool, "DEPLOY_NO_VERIFY", "Do not check what is running, for deploy keys.")
-@setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse its layers.")
-@setting("--parallel", COUNT, "DEPLOY_PARALLEL", "Builds and pushes at a time.", default=4)
+@setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image.")
+@setting(
+    "--parallel", COUNT, "DEPLOY_PARALLEL", "Builds and pushes at once.  [default: 4]", default=4
+)
 @setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
 @setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
 @setting("--release", RELEASE, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
@@ -1923,7 +1921,7 @@ def main(**options: Any) -> None:
     variables = ["CONVOX_HOST", "CONVOX_PASSWORD", "RACK_URL"]
     for parameter in main.params:
         variables += parameter.envvar or []
-    if problems := [*usage_problems(settings, variables)]:
+    if problems := list(usage_problems(settings, variables)):
         raise click.UsageError("\n".join(problems))
     if settings.result and not settings.dry_run:
         prepare_result(Path(settings.result))

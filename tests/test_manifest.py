@@ -99,7 +99,6 @@ BUILDS = {
         ".", "", ("A=1", "B=two words", "C")
     ),
     "build: {context: ., args: [A=1, B]}": Build(".", "", ("A=1", "B")),
-    "build: {context: ., args: A=1}": Build(".", "", ("A=1",)),
     "build: {context: ., args: {YES: yes, VERSION: 1.10, OCTAL: 010, DAY: 2026-11-24}}": Build(
         ".", "", ("YES=yes", "VERSION=1.10", "OCTAL=010", "DAY=2026-11-24")
     ),

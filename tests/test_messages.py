@@ -394,6 +394,17 @@ MISTAKES: dict[str, Arrange] = {
         status=1,
         err="Error: no basic auth credentials\nERROR: build failed\n",
     ),
+    "an image that docker cannot pull for the release": both(
+        in_turn(
+            file("convox.yml", "services:\n  web:\n    build: .\n  cache:\n    image: redis:7\n"),
+            rule(
+                "convox build --external",
+                status=1,
+                err="Error response from daemon: Get https://registry-1.docker.io/v2/: i/o timeout\nERROR: exit status 1\n",
+            ),
+        ),
+        CONVOX_STANDIN_CLI="v3",
+    ),
     "an image for another architecture": rule(
         "convox build --app",
         status=1,
@@ -420,7 +431,7 @@ MISTAKES: dict[str, Arrange] = {
     ),
     "another running release": rule("convox releases promote --app", out="OK\n"),
     "a command that is killed": rule("docker push", signal=signal.SIGKILL),
-    "a timeout": both(rule("docker build", hang=True), "--timeout", "3s"),
+    "a timeout": both(rule("docker build", hang=True), "--timeout", "0.05"),
 }
 
 

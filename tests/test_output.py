@@ -58,7 +58,7 @@ def test_a_good_end_says_what_was_verified_and_how_to_roll_back(world: World) ->
     ran = world.deploy(env={"CONVOX_PASSWORD": "secret"})
     assert re.fullmatch(
         r"Total: \d+\.\d s\n\nshop is now running RNEWRELEASE\.\n"
-        r"Verified: rack\.example\.com reports RNEWRELEASE running\.\nTo roll back: .+\n",
+        r"Verified: rack\.example\.com reports RNEWRELEASE running\.\nTo roll back:\n  .+\n",
         ran.out[ran.out.index("Total: ") :],
     )
 

@@ -7,8 +7,6 @@ import json
 import pytest
 from conftest import COMPOSE, ECR, World
 
-from convox_deploy import main
-
 
 def pushed_and_app(world: World) -> tuple[str, str]:
     app = world.call("convox build --app").argv
@@ -66,15 +64,6 @@ def test_the_app_is_named_after_the_directory_like_in_the_convox_cli(
     world.app = world.app.rename(world.home / directory)
     assert world.deploy(env={"APP_NAME": None}).status == 0
     assert pushed_and_app(world)[1] == app
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("30", 30), ("30m", 30), ("1h", 60), ("1.5h", 90), ("90s", 1.5), ("0", 0), ("0.5", 0.5)],
-)
-def test_a_timeout_can_have_a_unit(text: str, minutes: float) -> None:
-    context = main.make_context("convox_deploy.py", ["--timeout", text])
-    assert context.params["timeout"] == minutes
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_timeout_ends_the_command_and_its_children(world: World, command: str)
     """This is the only test with a real timeout: of a command that is passed through, and of one that is captured."""
     world.add_hooks("before_build")
     world.rules[command] = {"hang": True, "child": True, "out": "Starting...\n"}
-    ran = world.deploy("--timeout", "1.5s")
+    ran = world.deploy("--timeout", "0.025")
     assert ran.status == 124
     name = "convox build" if command.startswith("convox") else "deploy/before_build.sh"
     message = (
@@ -158,7 +158,7 @@ def test_a_timeout_ends_the_command_and_its_children(world: World, command: str)
     assert not is_alive(int((world.home / "child").read_text()))
 
 
-@pytest.mark.parametrize("timeout", ["0", "0.0", "0s"])
+@pytest.mark.parametrize("timeout", ["0", "0.0"])
 def test_a_timeout_of_zero_is_no_timeout(world: World, timeout: str) -> None:
     world.add_hooks("before_build")
     assert world.deploy("--timeout", timeout).status == 0
@@ -192,7 +192,7 @@ def test_timeouts_work_even_if_the_parent_blocks_or_ignores_signals(
 
     world.constants["GRACE_SECONDS"] = 0.3
     world.rules["docker build"] = {"hang": True}
-    ran = ended(world.start("--timeout", "0.3s", preexec_fn=disturb))
+    ran = ended(world.start("--timeout", "0.005", preexec_fn=disturb))
     assert ran.status == 124, ran.text
 
 

@@ -236,7 +236,7 @@ def test_the_rack_is_not_queried_again_if_the_deploy_fails_before_the_promote(wo
 def test_a_successful_deploy_shows_how_to_roll_back(world: World) -> None:
     ran = world.deploy("--rack", "staging")
     assert ran.out.endswith(
-        "\nTo roll back: convox releases promote --app shop --rack staging --wait ROLDRELEASE\n"
+        "\nTo roll back:\n  convox releases promote --app shop --rack staging --wait ROLDRELEASE\n"
     )
 
 
@@ -267,7 +267,7 @@ def test_resuming_the_running_release_does_not_suggest_to_roll_back_to_it(world:
 
 
 @pytest.mark.parametrize(
-    ("cli", "what"), [("v3", "wait for that."), ("v2", "fail as long as it is.")]
+    ("cli", "what"), [("v3", "wait for that."), ("v2", "fail until that is over.")]
 )
 def test_an_app_that_is_updating_gets_a_warning_in_preflight(
     world: World, cli: str, what: str
