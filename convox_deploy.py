@@ -686,8 +686,12 @@ class Commit(NamedTuple):
     hash: str = ""
     branch: str = ""
     describe: str = ""
-    title: str = ""  # short hash and subject
+    subject: str = ""
     git_dir: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.describe} {self.subject}".strip()
 
 
 def read_commit() -> Commit:
@@ -700,11 +704,11 @@ def read_commit() -> Commit:
 
     if not any(Path(parent, ".git").exists() for parent in Path(".git").absolute().parents):
         return Commit()
-    sha, _, title = git("log -1 --no-show-signature --format=%H%x20%h%x20%s").partition(" ")
+    sha, _, subject = git("log -1 --no-show-signature --format=%H%x20%s").partition(" ")
     branch, git_dir = git("rev-parse --abbrev-ref HEAD --absolute-git-dir").split(" ", 1)
     if branch == "HEAD":  # detached, as in CI
         branch = next(filter(None, map(env, BRANCHES)), branch).removeprefix("origin/")
-    return Commit(sha, branch, git("describe --always --dirty"), title, git_dir)
+    return Commit(sha, branch, git("describe --always --dirty"), subject, git_dir)
 
 
 def run_url() -> str:
@@ -1525,6 +1529,9 @@ class Deploy:
             else:
                 for image in self.images:
                     self.docker.build(image, "")
+            if "after_build" in self.hooks and not shell.dry_run:  # the hook may run the images
+                for image in self.images:
+                    self.docker.inspect(image)
         for image in reversed(self.images):
             os.environ["DOCKER_TAG"] = image.local
             for service in image.services:
@@ -1634,7 +1641,7 @@ class Deploy:
 
     def introduction(self) -> str:
         """Return what is deployed where, and which manifest is used."""
-        settings, subject = self.settings, self.commit.title.partition(" ")[2]
+        settings, subject = self.settings, self.commit.subject
         what = f"{settings.app} {settings.release or self.commit.describe}".rstrip()
         if subject and not settings.release:
             what += f' "{subject}"'

@@ -7,7 +7,7 @@
 #   RACK_NAME         the name of the rack, unless it was chosen by host
 #   GIT_HASH          the commit SHA
 #   GIT_BRANCH        the branch
-#   GIT_DESCRIPTION   the short commit SHA and the commit subject
+#   GIT_DESCRIPTION   the commit (git describe --always --dirty) and its subject
 #
 # Example:
 #   npm ci && npm run build

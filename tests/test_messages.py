@@ -394,6 +394,10 @@ MISTAKES: dict[str, Arrange] = {
         status=1,
         err="Error: no basic auth credentials\nERROR: build failed\n",
     ),
+    "an image that the builder does not load": in_turn(
+        hook_that("touch ran", "after_build"),
+        rule("docker image inspect", status=1, err="Error: No such image: shop:deploy-...\n"),
+    ),
     "an image that docker cannot pull for the release": both(
         in_turn(
             file("convox.yml", "services:\n  web:\n    build: .\n  cache:\n    image: redis:7\n"),
