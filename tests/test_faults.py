@@ -44,7 +44,7 @@ COMMANDS = [
     Command("before_build", "before_build", "deploy/before_build.sh"),
     Command("docker build", "build", "docker build", needs_effect=True),
     Command("after_build", "after_build", "deploy/after_build.sh"),
-    Command("docker image inspect", "push", "docker image inspect", needs_output=True),
+    Command("docker image inspect", "build", "docker image inspect", needs_output=True),
     Command("aws ecr create-repository", "push", "aws ecr", needs_effect=True),
     Command("docker tag", "push", "docker tag", needs_effect=True),
     Command("docker push", "push", "docker push"),
