@@ -1545,8 +1545,8 @@ class Deploy:
                 raise CommandFailed("this needs BuildKit.")
             image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
             source = self.convox.image_of(image, self.outcome.running_before)
-            if int(self.docker.version.partition(".")[0] or 0) < 23:
-                # These engines pass on the cache only of images that they have pulled.
+            if not re.match(r"(2[3-9]|[3-9]\d)\.", self.docker.version):
+                # Engines before 23 pass on the cache only of images that they have pulled.
                 shell.stream("docker pull --quiet", source)
             image.cache += ["--cache-from", source]
         except CommandFailed as failure:

@@ -171,7 +171,7 @@ def test_a_new_service_does_not_get_the_reason_of_another(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("version", "pulls"),
-    [("19.03.15", 1), ("20.10.24", 1), ("22.06.0-beta.0", 1), ("", 1)]
+    [("19.03.15", 1), ("20.10.24", 1), ("22.06.0-beta.0", 1), ("dev", 1), ("", 1)]
     + [(version, 0) for version in ("23.0.0", "28.2.2", "29.1.3", "29.0.0-rc.1")],
 )
 def test_the_image_is_pulled_only_for_engines_that_need_it(
