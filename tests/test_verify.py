@@ -217,7 +217,7 @@ def test_what_is_unknown_after_a_failed_promote_gets_commands_to_go_on(
 
 
 def test_the_rack_is_not_queried_after_a_signal(world: World) -> None:
-    """Whoever stops a deploy is waiting, and may send SIGKILL next."""
+    """The user or CI system that stops a deploy is waiting, and may send SIGKILL next."""
     world.rules["convox releases promote --app"] = {"hang": True}
     ran = world.deploy_and_signal(signal.SIGTERM)
     assert ran.status == 128 + signal.SIGTERM
