@@ -1724,7 +1724,7 @@ class Deploy:
     def print_outcome(self) -> None:
         settings, outcome = self.settings, self.outcome
         release, before = outcome.release, outcome.running_before
-        if outcome.error:
+        if outcome.status == "failed":
             echo(f"\n{outcome.failed_step} failed:", err=True, fg="red", bold=True)
             return echo(f"{outcome.error}\n{self.remains}", err=True)
         if shell.dry_run:
