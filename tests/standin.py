@@ -124,17 +124,25 @@ def print_first(rule: Rule) -> None:
         stream.flush()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once: a deploy may kill us at any moment, and a test reads what is there."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.rename(path)
+
+
 def leave_behind(rule: Rule) -> None:
     if rule.get("ignore_term"):
         signal.signal(signal.SIGTERM, lambda *_: announce("termed"))
     if rule.get("child"):
         ignores = "trap '' TERM; " if rule["child"] == "ignores TERM" else ""
         child = subprocess.Popen(["/bin/sh", "-c", f"{ignores}exec /bin/sleep 600"])
-        (HOME / "child").write_text(str(child.pid))
+        write_whole(HOME / "child", str(child.pid))
     if rule.get("daemon"):
         writer = ["/bin/sh", "-c", "while :; do echo more >&2; /bin/sleep 0.01; done"]
         program = writer if rule["daemon"] == "keeps writing" else ["/bin/sleep", "600"]
-        (HOME / "daemon").write_text(str(subprocess.Popen(program, start_new_session=True).pid))
+        daemon = subprocess.Popen(program, start_new_session=True)
+        write_whole(HOME / "daemon", str(daemon.pid))
 
 
 def respond_as_usual(how: object) -> None:
