@@ -1513,14 +1513,8 @@ class Deploy:
 
     def build(self) -> None:
         with self.step("build"):
-            if Manifest.load(self.settings.file) != self.manifest:  # before_build has edited it
-                self.load_manifest()
-                self.get_passwords()
-                self.log_in()
-            if problems := list(self.image_problems(files_may_change=False)):
-                raise DeployError(*problems)
-            self.check_external()
-            self.set_arguments()
+            if "before_build" in self.hooks and not shell.dry_run:
+                self.reread()
             for image in self.images if self.settings.cache_from_running else []:
                 self.use_running_image_as_cache(image)
             is_parallel = self.images[1:] and shell.max_parallel > 1 and not shell.dry_run
@@ -1537,6 +1531,17 @@ class Deploy:
             for service in image.services:
                 suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
                 os.environ[f"DOCKER_TAG_{suffix}"] = image.local
+
+    def reread(self) -> None:
+        """Check and use what before_build.sh may have changed. Raise DeployError."""
+        if Manifest.load(self.settings.file) != self.manifest:
+            self.load_manifest()
+            self.get_passwords()
+            self.log_in()
+        if problems := list(self.image_problems(files_may_change=False)):
+            raise DeployError(*problems)
+        self.check_external()
+        self.set_arguments()
 
     def use_running_image_as_cache(self, image: Image) -> None:
         """Let the build reuse layers of the running image, and later builds reuse ours."""
