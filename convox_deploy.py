@@ -1252,7 +1252,7 @@ def hook_problems() -> Iterator[str]:
         ]
     for path, name in renames:
         if not os.path.lexists(name):
-            yield f"{path} is never run. Run: {shlex.join(['mv', str(path), name])}"
+            yield f"{path} is never run. Run: mv {shlex.join([str(path), name])}"
 
 
 def result_images(path: str) -> list[dict[str, Any]]:
@@ -1483,9 +1483,11 @@ class Deploy:
         """Warn of ARGs whose values are not known. Raise DeployError if one has no default."""
         required = [name for name in arguments if not arguments[name]]
         needed = required or list(arguments)
-        why = f"the app's environment, which cannot be read: {self.environment_error}"
-        fix = f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
-        problem = f"ARG {', '.join(needed)} may come from {why}\n{fix}"
+        problem = (
+            f"ARG {', '.join(needed)} may come from the app's environment, which cannot be read:"
+            f" {self.environment_error}\n"
+            f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
+        )
         if required:
             raise DeployError(problem)
         warn(problem)
