@@ -501,7 +501,8 @@ class Shell:
         """
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
-        with self.named(name):
+        self.names.append(name)
+        try:
             command = start(words.split() + list(arguments), options)
             self.groups.add(command.pgid)
             if "_out" in options:  # we do not see what is passed through
@@ -512,6 +513,8 @@ class Shell:
                 self.print_lines(command, prefix)
             finally:
                 self.await_end(command)
+        finally:
+            self.names.remove(name)
         self.raise_if_stopped()
         if command.exit_code:
             output = command.stderr.decode(errors="replace")
@@ -596,14 +599,6 @@ class Shell:
     def what_is_running(self) -> str:
         names = ", ".join(self.names)
         return self.doing or (names and f"running {names}") or "between two commands"
-
-    @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        self.names.append(name)
-        try:
-            yield
-        finally:
-            self.names.remove(name)
 
     def print_lines(self, command: Any, prefix: str) -> None:
         if not command.call_args["iter"]:
