@@ -948,10 +948,8 @@ class Docker:
         # By default, the attestations of buildx give each build a new image ID.
         variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, **image.arguments}
         how: dict[str, Any] = {"about": image.name, "advice": BUILD_ADVICE, "_env": variables}
-        if prefix:
-            shell.stream("docker build --tag", image.local, *options, prefix=prefix, **how)
-        else:
-            shell.run("docker build --tag", image.local, *options, **how)
+        run = shell.stream if prefix else shell.run
+        run("docker build --tag", image.local, *options, prefix=prefix, **how)
         image.build_seconds = round(time.monotonic() - started, 3)
 
     def inspect(self, image: Image) -> None:
