@@ -1126,8 +1126,9 @@ class Convox:
     def read_app(self) -> App:
         return self.get("", lambda app: App(str(app["release"] or ""), str(app["status"])))
 
+    @cached_property
     def environment(self) -> dict[str, str]:
-        """Return the app's environment in its newest release. Raise CommandFailed."""
+        """The app's environment in its newest release. Raise CommandFailed."""
         lines = self.ask("convox env", "--app", self.app).splitlines()
         variables = dict(line.split("=", 1) for line in lines if "=" in line)
         learn_secrets(variables)
@@ -1300,7 +1301,6 @@ class Deploy:
 
     step_name = "preflight"
     release_requested = False
-    environment_error = ""  # why the app's environment cannot be read
     remains = ""  # what a failed deploy leaves behind, and what to do
 
     def __init__(self, settings: Settings) -> None:
@@ -1459,27 +1459,19 @@ class Deploy:
             arguments = self.docker.arguments(image.build)
             unknown = {name: arguments[name] for name in arguments if name not in values}
             if unknown:
-                values.update(self.app_environment)
-            if unknown and self.environment_error:
-                self.report_unknown(unknown)
+                try:
+                    values.update(self.convox.environment)
+                except CommandFailed as failure:
+                    self.report_unknown(unknown, failure.output.splitlines()[-1])
             image.arguments = {name: values[name] for name in arguments if values.get(name)}
 
-    @cached_property
-    def app_environment(self) -> dict[str, str]:
-        try:
-            return self.convox.environment()
-        except CommandFailed as failure:
-            self.environment_error = failure.output.splitlines()[-1]
-            return {}
-
-    def report_unknown(self, arguments: dict[str, bool]) -> None:
+    def report_unknown(self, arguments: dict[str, bool], why: str) -> None:
         """Warn of ARGs whose values are not known. Raise DeployError if one has no default."""
         required = [name for name in arguments if not arguments[name]]
         needed = required or list(arguments)
         problem = (
             f"ARG {', '.join(needed)} may come from the app's environment, which cannot be read:"
-            f" {self.environment_error}\n"
-            f"To give a value, set the variable and add `-- --build-arg {needed[0]}`."
+            f" {why}\nTo give a value, set the variable and add `-- --build-arg {needed[0]}`."
         )
         if required:
             raise DeployError(problem)
