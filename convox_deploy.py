@@ -324,7 +324,8 @@ class Manifest:
         """Return the text with TAG replaced at each offset, and nothing else changed."""
         text = self.text
         for offset, tag in sorted(tags.items(), reverse=True):
-            text = text[:offset] + tag + text[offset + len("TAG") :]
+            if offset >= 0:  # not for an image that the manifest does not name
+                text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
 
     def conflicts(self, custom_tag: str | None) -> Iterator[str]:
@@ -1588,8 +1589,7 @@ class Deploy:
         """Build a release. Only the manifest and the names of our images are uploaded."""
         with self.step("release"):
             name = os.path.basename(self.settings.file)
-            tags = {offset: tag for offset, tag in self.tags.items() if offset >= 0}
-            files = {name: self.manifest.with_tags(tags)}
+            files = {name: self.manifest.with_tags(self.tags)}
             if shell.dry_run:
                 self.show_diff(name, files[name])
             own_images = [image for image in self.images if not image.is_in_a_registry]
@@ -1601,8 +1601,7 @@ class Deploy:
                     Path(directory, path).parent.mkdir(parents=True, exist_ok=True)
                     Path(directory, path).write_bytes(text.encode())
                 self.release_requested = True
-                git_dir = self.commit.git_dir
-                release = self.convox.build(directory, name, about, own_images, git_dir)
+                release = self.convox.build(directory, name, about, own_images, self.commit.git_dir)
             self.release_requested = False
             if release == self.outcome.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
