@@ -999,7 +999,7 @@ class Docker:
 
     def create_missing(self, repository: str, failure: CommandFailed) -> bool:
         """Create a repository in ECR that a failed push may have missed. Correct the advice."""
-        ecr, is_missing = Ecr.of(repository), re.search(rf"\bEOF\b|{NO_REPOSITORY}", failure.output)
+        ecr, advice = Ecr.of(repository), ""  # ECR takes some seconds to know a new repository
         if not ecr or failure.status is None:
             return False
         if repository not in self.created:
@@ -1008,11 +1008,9 @@ class Docker:
                 if ecr.create(repository):
                     return True
             except CommandFailed as refusal:
-                if is_missing:
-                    failure.advice = f"The repository may not exist, and was not created. {refusal}"
-                return False
-        if is_missing:
-            failure.advice = ""  # ECR takes some seconds to know a new repository
+                advice = f"The repository may not exist, and was not created. {refusal}"
+        if re.search(rf"\bEOF\b|{NO_REPOSITORY}", failure.output):
+            failure.advice = advice
         return False
 
     def remove_names(self) -> None:
