@@ -1135,17 +1135,15 @@ class Convox:
 
     def image_of(self, image: Image, release: str) -> str:
         """Return the image that the services have in a release. Raise CommandFailed."""
-        problem = "no running release is known."
-        if release:
-            if not self.running:
-                self.running = self.get(
-                    f"/releases/{release}", lambda answer: services_in(answer["manifest"])
-                )
-            for service in image.services:
-                if found := self.running.get(service.name, {}).get("image"):
-                    return str(found)
-            problem = f"{release} has no image for it."
-        raise CommandFailed(problem)
+        if not release:
+            raise CommandFailed("no running release is known.")
+        if not self.running:
+            path = f"/releases/{release}"
+            self.running = self.get(path, lambda answer: services_in(answer["manifest"]))
+        for service in image.services:
+            if found := self.running.get(service.name, {}).get("image"):
+                return str(found)
+        raise CommandFailed(f"{release} has no image for it.")
 
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
