@@ -85,6 +85,7 @@ class DeployError(Exception):
     """One or more errors that the user can fix. Each says what is wrong and how to fix it."""
 
     exit_code = FAILED
+    status: int | None = 0  # of the command that failed, None if it did not start
     service = ""  # whose build or push failed
 
     def __str__(self) -> str:
@@ -1659,12 +1660,8 @@ class Deploy:
         if outcome.release:
             resume = self.how_to_resume(outcome.release)
             return f"Nothing was promoted.{was} Release {outcome.release} is built. {resume}"
-        is_started = getattr(error, "status", 0) is not None
-        if (
-            self.release_requested
-            and is_started
-            and not re.search("build failed|ERROR: exit status|from daemon:", str(error))
-        ):
+        has_ended = re.search("build failed|ERROR: exit status|from daemon:", str(error))
+        if self.release_requested and error.status is not None and not has_ended:
             return (
                 f"Nothing was promoted.{was} The build may still be running on the rack, or may"
                 f" have made a release. Find it with:\n  {self.convox.about_app('convox builds')}\n"
