@@ -1629,13 +1629,11 @@ class Deploy:
 
     def introduction(self) -> str:
         """Return what is deployed where, and which manifest is used."""
-        settings, subject = self.settings, self.commit.subject
-        what = f"{settings.app} {settings.release or self.commit.describe}".rstrip()
-        if subject and not settings.release:
-            what += f' "{subject}"'
-        if before := self.outcome.running_before:
-            before = f" (running: {before})"
-        return f"Deploying {what} to {self.rack.label}{before}\nManifest: {settings.file}"
+        settings, commit, before = self.settings, self.commit, self.outcome.running_before
+        subject = commit.subject and f' "{commit.subject}"'
+        what = f"{settings.app} {settings.release or commit.describe + subject}".rstrip()
+        running = before and f" (running: {before})"
+        return f"Deploying {what} to {self.rack.label}{running}\nManifest: {settings.file}"
 
     def how_to_resume(self, release: str, intro: str = "To resume from here") -> str:
         """Return a command that promotes a release, from any directory or in a job in CI."""
