@@ -879,10 +879,6 @@ class Image:
         return self.services[0].name
 
     @property
-    def is_in_a_registry(self) -> bool:
-        return all(service.repository for service in self.services)
-
-    @property
     def short_id(self) -> str:
         return self.id.partition(":")[2][:12]
 
@@ -1589,7 +1585,11 @@ class Deploy:
             files = {name: self.manifest.with_tags(self.tags)}
             if shell.dry_run:
                 self.show_diff(name, files[name])
-            own_images = [image for image in self.images if not image.is_in_a_registry]
+            own_images = [
+                image
+                for image in self.images
+                if not all(each.repository for each in image.services)
+            ]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own_images})
             subject = self.commit.title or next(iter(self.tags.values()))
             about = self.settings.description or f"{subject} {run_url()}".strip()
