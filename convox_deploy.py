@@ -903,17 +903,16 @@ class Docker:
     def missing_files(self, images: Sequence[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
         for build in (image.build for image in images if "://" not in image.build.context):
+            path = self.dockerfile(build)
             if not os.path.isdir(build.context):
                 yield f"Build context {build.context!r} is not a directory. Correct `build:`."
-            elif not self.dockerfile(build).is_file():
-                path = self.dockerfile(build)
+            elif not path.is_file():
                 yield f"{path} not found. Create it, or name another one under `build:`."
 
     def arguments(self, build: Build) -> dict[str, bool]:
         """Return the ARGs of a build's Dockerfile that nothing sets: True with a default."""
-        if not self.dockerfile(build).is_file():
-            return {}
-        text = self.dockerfile(build).read_text(errors="replace").replace("\\\n", " ")
+        path = self.dockerfile(build)
+        text = path.read_text(errors="replace").replace("\\\n", " ") if path.is_file() else ""
         options = [f"--build-arg={arg}" for arg in build.args] + self.build_args
         given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
         found = dict[str, bool]()
