@@ -512,7 +512,8 @@ class Shell:
             if self.stopped:  # in the meantime
                 kill_group(command.pgid, SIGTERM)
             try:
-                self.print_lines(command, prefix)
+                if "_iter" in options:
+                    self.print_lines(command, prefix)
             finally:
                 self.await_end(command)
         finally:
@@ -603,8 +604,6 @@ class Shell:
         return self.doing or (names and f"running {names}") or "between two commands"
 
     def print_lines(self, command: Any, prefix: str) -> None:
-        if not command.call_args["iter"]:
-            return
         # This ends the iteration even if a daemon keeps the output open.
         threading.Thread(target=command.wait, daemon=True).start()
         try:
