@@ -1409,7 +1409,8 @@ class Deploy:
                 repository, _, tag = str(image.get("image")).rpartition(":")
                 if service.name in image["services"] and repository == service.repository != "":
                     self.tags[service.tag_offset] = tag
-                    self.outcome.images += [] if image in self.outcome.images else [image]
+                    if image not in self.outcome.images:
+                        self.outcome.images.append(image)
             if not service.repository:
                 yield (
                     f"service {service.name}: its image went to a rack's own registry, and is in no"
