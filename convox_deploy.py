@@ -1377,7 +1377,9 @@ class Deploy:
                 yield from self.take_images(result_images(self.settings.images_from))
         except DeployError as error:
             yield from error.args
-        yield from self.image_problems(may_change or not self.builds_images)
+        yield from self.manifest.conflicts(self.settings.tag)
+        if self.builds_images and not may_change:
+            yield from self.docker.missing_files(self.images)
 
     def load_manifest(self) -> None:
         self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
@@ -1386,11 +1388,6 @@ class Deploy:
             image = images.setdefault(service.build, Image(service.build, [], local))
             image.services.append(service)
         self.images = list(images.values())
-
-    def image_problems(self, files_may_change: bool) -> Iterator[str]:
-        yield from self.manifest.conflicts(self.settings.tag)
-        if not files_may_change:
-            yield from self.docker.missing_files(self.images)
 
     def check_external(self) -> None:
         """Raise DeployError if the convox CLI cannot push the images that have no repository."""
@@ -1518,7 +1515,8 @@ class Deploy:
             self.load_manifest()
             self.get_passwords()
             self.log_in()
-        if problems := list(self.image_problems(files_may_change=False)):
+        conflicts = self.manifest.conflicts(self.settings.tag)
+        if problems := [*conflicts, *self.docker.missing_files(self.images)]:
             raise DeployError(*problems)
         self.check_external()
         self.set_arguments()
