@@ -943,9 +943,11 @@ class Docker:
         ]  # fmt: skip
         # By default, the attestations of buildx give each build a new image ID.
         variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, **image.arguments}
-        how: dict[str, Any] = {"about": image.name, "advice": BUILD_ADVICE, "_env": variables}
         run = shell.stream if prefix else shell.run
-        run("docker build --tag", image.local, *options, prefix=prefix, **how)
+        run(
+            "docker build --tag", image.local, *options,
+            about=image.name, advice=BUILD_ADVICE, prefix=prefix, _env=variables,
+        )  # fmt: skip
         image.build_seconds = round(time.monotonic() - started, 3)
 
     def inspect(self, image: Image) -> None:
