@@ -1673,16 +1673,16 @@ class Deploy:
             shell.allow_commands(LAST_WORDS_SECONDS)
             with suppress(DeployError):
                 app = self.convox.read_app()
-        is_ours = app.release in (release, self.outcome.running_before)
+        is_others = app.release not in (release, self.outcome.running_before, "")
         if app.status == "running":
             self.outcome.running = app.release
             if app.release == release:
                 return f"{name} is running {release} after all."
-            if app.release and not is_ours:
+            if is_others:
                 return f"{name} is running {app.release}, which someone else has promoted."
             again = f"{app.release} again" if app.release else "no release"
             return f"{name} is running {again}. Fix the cause and deploy again."
-        if app.release and not is_ours:
+        if is_others:
             return f"{name} is {app.status}: someone else is promoting {app.release}."
         return (
             f"The promote of {release} was requested and may still be in progress.\n"
