@@ -546,12 +546,13 @@ class Shell:
         self.raise_if_stopped()
 
     def start_timer(self, seconds: float) -> None:
+        self.doing = ""
         self.started = self.heard = time.monotonic()
         self.deadline = self.started + (seconds or float("inf"))
 
     def allow_commands(self, seconds: float) -> None:
         """Allow commands again after a stop, for a limited time."""
-        self.stopped, self.doing = None, ""
+        self.stopped = None
         self.stopping.clear()
         self.start_timer(seconds)
 
