@@ -1506,8 +1506,8 @@ class Deploy:
             if "after_build" in self.hooks and not shell.dry_run:  # the hook may run the images
                 for image in self.images:
                     self.docker.inspect(image)
-        for image in reversed(self.images):
-            os.environ["DOCKER_TAG"] = image.local
+        os.environ["DOCKER_TAG"] = self.images[0].local
+        for image in self.images:
             for service in image.services:
                 suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
                 os.environ[f"DOCKER_TAG_{suffix}"] = image.local
