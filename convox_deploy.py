@@ -272,9 +272,9 @@ class Manifest:
     def read_service(self, name: str, keys: dict[str, Any]) -> Service | None:
         """Return the service, or None if its image is third-party. Raise ValueError."""
         image = keys.get("image")
-        if image is None and self.is_compose and not keys.get("build"):
-            raise ValueError("it has neither `image:` nor `build:`. Add one of them.")
         if image is None:
+            if self.is_compose and not keys.get("build"):
+                raise ValueError("it has neither `image:` nor `build:`. Add one of them.")
             return Service(name, self.read_build(keys))
         match = re.fullmatch(ALMOST_TAG, str(image))
         if not match:
