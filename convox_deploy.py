@@ -251,6 +251,11 @@ class Manifest:
     def is_compose(self) -> bool:
         return "compose" in os.path.basename(self.path)
 
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories of all services, with "" for the rack's own."""
+        return sorted({service.repository for service in self.services})
+
     def read(self, services: dict[str, dict[str, Any]]) -> None:
         """Find the services to build. Raise DeployError."""
         problems, others = list[str](), list[str]()
@@ -1471,8 +1476,8 @@ class Deploy:
         warn(problem)
 
     def get_passwords(self) -> None:
-        for service in self.manifest.services if not self.settings.skip_ecr_login else []:
-            ecr = Ecr.of(service.repository)
+        for repository in self.manifest.repositories if not self.settings.skip_ecr_login else []:
+            ecr = Ecr.of(repository)
             if ecr and ecr not in self.passwords:
                 self.passwords[ecr] = ecr.password()
 
@@ -1552,19 +1557,17 @@ class Deploy:
                     echo(f"Image for {names_of(image.services)}: {image.platform}")
                 image.tag = self.settings.tag or "-".join(filter(None, [describe, image.short_id]))
                 self.tags.update({each.tag_offset: image.tag for each in image.services})
-            repositories = {service.repository for service in self.manifest.services}
-            shell.parallel(self.push_to, sorted(repositories))
+            shell.parallel(self.push_to, self.manifest.repositories)
 
     def push_to(self, repository: str) -> None:
         """Push a repository's images one at a time: the first may have to create it."""
-        is_alone = {service.repository for service in self.manifest.services} == {repository}
         for image in self.images:
             services = [each for each in image.services if each.repository == repository]
             if not services:
                 continue
             digest = None
             if repository:
-                prefix = "" if is_alone else f"{services[0].name} | "
+                prefix = f"{services[0].name} | " if self.manifest.repositories[1:] else ""
                 digest = self.docker.push(image, repository, prefix)
             else:
                 echo(f"The release step pushes {names_of(services)} to the rack's registry.")
