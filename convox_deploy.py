@@ -851,18 +851,12 @@ class Ecr(NamedTuple):
         learn_secrets({"password": password})
         return password
 
-    def create(self, repository: str) -> bool:
-        """Create a repository. Return False if it exists. Raise CommandFailed."""
+    def create(self, repository: str) -> None:
+        """Create a repository. Raise CommandFailed, also if it exists."""
         name = repository.partition("/")[2]
         where = f"--region {self.region} --registry-id {self.account} --repository-name {name}"
         shell.show(f"aws ecr create-repository {where}")
-        try:
-            shell.capture(f"aws ecr create-repository {where}")
-        except CommandFailed as failure:
-            if "RepositoryAlreadyExists" not in failure.output:
-                raise
-            return False
-        return True
+        shell.capture(f"aws ecr create-repository {where}")
 
 
 @dataclass
@@ -1008,10 +1002,11 @@ class Docker:
         if repository not in self.created:
             self.created.add(repository)
             try:
-                if ecr.create(repository):
-                    return True
+                ecr.create(repository)
+                return True
             except CommandFailed as refusal:
-                advice = f"The repository may not exist, and was not created. {refusal}"
+                if "RepositoryAlreadyExists" not in refusal.output:
+                    advice = f"The repository may not exist, and was not created. {refusal}"
         if re.search(rf"\bEOF\b|{NO_REPOSITORY}", failure.output):
             failure.advice = advice
         return False
