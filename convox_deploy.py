@@ -126,20 +126,20 @@ class Rack:
 
     def problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
-        host = env("CONVOX_HOST")
+        convox_host = env("CONVOX_HOST")
         if self.url and not self.url_match:
             yield "RACK_URL must be https://convox:PASSWORD@HOST, with PASSWORD percent-encoded."
         if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
-        if self.url and (self.name or host not in self.url):
+        if self.url and (self.name or convox_host not in self.url):
             yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
-            shown = host.rpartition("@")[2]
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", convox_host):
+            shown = convox_host.rpartition("@")[2]
             yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
         if self.password != self.password.strip():
             yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
-        if bool(host) != bool(self.password) and not self.name and not self.url:
-            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
+        if bool(convox_host) != bool(self.password) and not self.name and not self.url:
+            missing = "CONVOX_PASSWORD" if convox_host else "CONVOX_HOST"
             why = f"{missing} is not set, so convox would use the rack it is logged in to."
             yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
 
@@ -184,7 +184,7 @@ class Build(NamedTuple):
     """The arguments of a docker build. Services with equal builds share one image."""
 
     context: str = "."
-    dockerfile: str = ""  # relative to the context
+    dockerfile: str = "Dockerfile"  # relative to the context
     args: tuple[str, ...] = ()
     target: str = ""
     platform: str = ""
@@ -192,7 +192,7 @@ class Build(NamedTuple):
     @property
     def path(self) -> str:
         """Return where `convox build` expects the Dockerfile."""
-        return os.path.normpath(os.path.join(self.context, self.dockerfile or "Dockerfile"))
+        return os.path.normpath(os.path.join(self.context, self.dockerfile))
 
 
 class Service(NamedTuple):
@@ -280,6 +280,9 @@ class Manifest:
         if image is None:
             if self.is_compose and not keys.get("build"):
                 raise ValueError("it has neither `image:` nor `build:`. Add one of them.")
+            if "services" not in self.text:
+                fix = "Move it under `services:`, or add `image:`."
+                raise ValueError(f"Convox v3 ignores services at the top level. {fix}")
             return Service(name, self.read_build(keys))
         match = re.fullmatch(ALMOST_TAG, str(image))
         if not match:
@@ -297,34 +300,27 @@ class Manifest:
 
     def read_build(self, keys: dict[str, Any]) -> Build:
         """Return how a service is built. Raise ValueError."""
-        is_compose, build = self.is_compose, keys.get("build")
+        build = keys.get("build")
+        # Without an image, Convox v3 reads a Compose file as it reads a convox.yml.
+        is_compose = self.is_compose and keys.get("image")
         if not isinstance(build, dict):
             build = {"context" if is_compose else "path": build}
-        # In compose v1, the dockerfile is a key of the service.
-        read = {"dockerfile": keys.get("dockerfile"), "platform": keys.get("platform")}
+        read = {"platform": keys.get("platform")}
+        if is_compose:  # In compose v1, the dockerfile is a key of the service.
+            read["dockerfile"] = keys.get("dockerfile")
         for key, value in build.items():
             name = key if is_compose else CONVOX_KEYS.get(key)
             if name in Build._fields:
                 read[name] = value
             elif not is_compose:
-                raise ValueError(f"Convox ignores build.{key}. Use only path, manifest and args.")
+                fix = "Use path, manifest and args or, in a Compose file, add `image:`."
+                raise ValueError(f"Convox ignores build.{key}. {fix}")
             elif key in IGNORED_KEYS:
                 self.warnings.append(f"build.{key} is ignored. It does not change the image.")
             else:
                 fix = "Use a docker build option after `--`."
                 raise ValueError(f"build.{key} is not supported. {fix}")
-        args = read.pop("args", None) or []
-        if isinstance(args, dict):
-            args = [
-                f"{name}={value}" if isinstance(value, str) else value or name
-                for name, value in args.items()
-            ]
-        given = {name: value for name, value in read.items() if value}
-        for word in list(given.values()) + list(args):
-            if not isinstance(word, str) or "$" in word:
-                fix = "Write a string without variables, or use a docker build option after `--`."
-                raise ValueError(f"`build:` contains {word!r}. {fix}")
-        return Build(args=tuple(args), **given)
+        return build_with(read)
 
     def with_tags(self, tags: dict[int, str]) -> str:
         """Return the text with TAG replaced at each offset, and nothing else changed."""
@@ -338,14 +334,34 @@ class Manifest:
         """Yield services that would get the image of another build."""
         builds: dict[Any, Build] = {}
         for service in self.services:
+            path = service.build.path
             key: Any = service.repository if custom_tag else service.tag_offset
-            if not service.repository:  # `convox build` tells builds apart by this path alone
-                key = path = service.build.path
-                if path.startswith(("..", "/")) or "://" in path:
+            if not service.repository:
+                key = path  # by which alone `convox build` tells builds apart
+                if path.startswith(("..", "/")) or "://" in service.build.context:
                     yield f"service {service.name}: {path} is outside the project. Move it inside."
             if builds.setdefault(key, service.build) != service.build:
                 fix = "Give it its own `image:`."
                 yield f"service {service.name} would get the image of another build. {fix}"
+
+
+def build_with(arguments: dict[str, Any]) -> Build:
+    """Return a build with these arguments. Raise ValueError if they are not plain strings."""
+    args = arguments.pop("args", None) or []
+    if isinstance(args, dict):
+        args = [
+            f"{name}={value}" if isinstance(value, str) else value or name
+            for name, value in args.items()
+        ]
+    given = {name: value for name, value in arguments.items() if value}
+    for word in list(given.values()) + list(args):
+        if not isinstance(word, str) or "$" in word:
+            fix = "Write a string without variables, or use a docker build option after `--`."
+            raise ValueError(f"`build:` contains {word!r}. {fix}")
+    for name in ("context", "dockerfile"):  # equal builds share one image, as `.` and `./`
+        if name in given and "://" not in given[name]:
+            given[name] = os.path.normpath(given[name])
+    return Build(args=tuple(args), **given)
 
 
 def services_in(text: str) -> dict[str, dict[str, Any]]:
@@ -508,8 +524,7 @@ class Shell:
         """
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
-        self.names.append(name)
-        try:
+        with self.named(name):
             command = start(words.split() + list(arguments), options)
             self.groups.add(command.pgid)
             if "_out" in options:  # we do not see what is passed through
@@ -521,12 +536,10 @@ class Shell:
                     self.print_lines(command, prefix)
             finally:
                 self.await_end(command)
-        finally:
-            self.names.remove(name)
         self.raise_if_stopped()
         if command.exit_code:
             output = command.stderr.decode(errors="replace")
-            if "_iter" in options:
+            if "_err_to_out" in options:
                 output = f"{command}{output}"
             output = redact(output.strip() or "Its output, if any, is above.")
             raise CommandFailed(output, name, command.exit_code, advice, about)
@@ -608,6 +621,14 @@ class Shell:
     def what_is_running(self) -> str:
         names = ", ".join(self.names)
         return self.doing or (names and f"running {names}") or "between two commands"
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        self.names.append(name)
+        try:
+            yield
+        finally:
+            self.names.remove(name)
 
     def print_lines(self, command: Any, prefix: str) -> None:
         # This ends the iteration even if a daemon keeps the output open.
@@ -762,23 +783,23 @@ def report_to_github(outcome: Outcome) -> None:
 IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown"
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
-DENIED = r"(?i)(?<!/)\b(forbidden|denied|not authorized)\b(?!-)"
+DENIED = r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)"
 DOCKER_ADVICE = {
     "permission denied while": "Your user is not allowed to use Docker."
     " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    "resolve docker endpoint": "The docker context does not exist."
+    "docker endpoint: context": "The docker context does not exist."
     " Run `docker context use default`, or unset DOCKER_CONTEXT.",
     "client version .* is too": "The docker client does not fit the engine."
     " Unset DOCKER_API_VERSION, or install a newer client.",
-    "error during connect": "The engine that DOCKER_HOST names cannot be reached."
-    " Correct DOCKER_HOST or, in GitLab, add the service docker:dind.",
+    "error during connect|tcp://|HTTPS server|ca.pem": "DOCKER_HOST's engine cannot be reached."
+    " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
     "": "Start Docker Desktop, or run `sudo systemctl start docker`.",
 }
 HELPER_ADVICE = {
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
     "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
-    "credentials - err": "The store of docker's credentials is locked."
+    "credentials - err": "docker cannot use its store of credentials."
     ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
 }
 LOGIN_ADVICE = {
@@ -801,7 +822,7 @@ PUSH_ADVICE = {  # other errors may be transient: the push is retried
     NO_REPOSITORY: "The repository may not exist. Create it, or correct its name.",
     "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
     " run `docker logout https://<registry>`.",
-    r"(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
+    r"(?i)(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
     " Run `docker login <registry>`, or unset SKIP_ECR_AUTH.",
     DENIED: "You are not allowed to push to this repository, or docker's login has expired."
     " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
@@ -810,13 +831,14 @@ PUSH_ADVICE = {  # other errors may be transient: the push is retried
     "no space left": "The disk is full. `docker system prune` frees space used by docker.",
 }
 AWS_ADVICE = {
+    "AssumeRole": "AWS does not let this login assume the role. Check the role's trust policy.",
     "AccessDenied": "This AWS user or role lacks a permission. See IAM policies in docs/ci.md of"
     " convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.",
     "Signature (expired|not yet current)": "This machine's clock is wrong. Correct it.",
     "MFA": "Nobody can enter an MFA code here."
     " Use credentials that need none, or run `aws sso login` beforehand.",
     "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
-    "(?i)connect|CERTIFICATE": "This machine cannot reach ECR in this region."
+    r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
     " Check the region in the image's name, and the network or proxy.",
     "config profile": "AWS_PROFILE names a profile that does not exist on this machine.",
     r"\A'[0-9a-f]{40}'\Z": "The AWS CLI's cache is damaged. Run `rm -r ~/.aws/cli/cache`.",
@@ -892,7 +914,7 @@ class Docker:
 
     def check(self) -> None:
         version = "docker version --format {{.Server.Version}}"
-        self.version = shell.capture(version, advice=DOCKER_ADVICE).strip()
+        self.version = shell.capture(version, advice=DOCKER_ADVICE, _err_to_out=True).strip()
 
     def dockerfile(self, build: Build) -> Path:
         """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
@@ -911,14 +933,14 @@ class Docker:
     def arguments(self, build: Build) -> dict[str, bool]:
         """Return the ARGs of a build's Dockerfile that nothing sets: True with a default."""
         path = self.dockerfile(build)
-        text = path.read_text(errors="replace").replace("\\\n", " ") if path.is_file() else ""
+        text = path.read_text(errors="replace") if path.is_file() else ""
         options = [f"--build-arg={arg}" for arg in build.args] + self.build_args
         given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
         found = dict[str, bool]()
-        for word in " ".join(re.findall(r"(?im)^\s*ARG\s+(.+)", text)).split():
-            name, has_default, _ = word.partition("=")
-            if name.isidentifier() and not re.fullmatch(BUILDKIT_ARG, name) and name not in given:
-                found[name] = found.get(name, False) or bool(has_default)
+        # As racks do, which read one ARG per line.
+        for name, default in re.findall(r"(?m)^[ \t]*ARG[ \t]+(\w+)(=?)", text):
+            if not re.fullmatch(BUILDKIT_ARG, name) and name not in given:
+                found[name] = found.get(name, False) or bool(default)
         return found
 
     def login(self, registry: Ecr, password: str) -> None:
@@ -936,7 +958,7 @@ class Docker:
         build, started = image.build, time.monotonic()
         self.names.add(image.local)
         options = [
-            *image.cache, *option("--file", build.dockerfile and build.path),
+            *image.cache, *option("--file", "" if build.dockerfile == "Dockerfile" else build.path),
             *(word for arg in (*build.args, *image.arguments) for word in ("--build-arg", arg)),
             *option("--target", build.target), *option("--platform", build.platform),
             *self.build_args, build.context,
@@ -1019,9 +1041,10 @@ class Docker:
 
 # --- convox ---------------------------------------------------------------------------
 
-NO_LOGIN = r"(?m)^.*(\b401$|nable to authenticate|authentication failed|no current rack)"
+NO_LOGIN = r"(?m)^ERROR: .*(\b401$|nable to authenticate|authentication failed|no current rack)"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d).*\Z"
+BUILD_ENDED = "build failed|ERROR: exit status|from daemon:|required env:|validation errors"
 REFUSED = "(?im)^ERROR: .*(forbidden|: 403|deploy key|not authorized)"
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "(?m)^ERROR: rollback": "The new containers did not become healthy."
@@ -1032,7 +1055,8 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     " `-- --platform linux/amd64,linux/arm64`.",
     "no matching manifest|no match for platform": "The image is not for the rack's architecture."
     " Build it with `-- --platform linux/amd64`.",
-    "(?m)^ERROR: .*will drop env var": "To keep the variables, run `convox env set NAME=VALUE`.",
+    "(?m)^ERROR: .*(will drop env var|required env:)": "Set the app's variables with"
+    " `convox env set NAME=VALUE`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
     "(?m)^(ERROR: )?.*build failed": "See the rack's output above. If the rack cannot pull the"
@@ -1044,7 +1068,10 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "(?m)^ERROR: could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
     NO_LOGIN: "Check CONVOX_HOST and CONVOX_PASSWORD (sudo drops them), or run `convox login`.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
+}
+ASK_ADVICE = {
     REFUSED: "A deploy key that is not allowed to read the app needs --no-verify.",
+    **CONVOX_ADVICE,
 }
 
 
@@ -1110,7 +1137,7 @@ class Convox:
     def ask(self, words: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
         arguments = (*option("--rack", self.rack.name), *arguments)
-        return shell.capture(words, *arguments, about=self.where, advice=CONVOX_ADVICE)
+        return shell.capture(words, *arguments, about=self.where, advice=ASK_ADVICE)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
@@ -1233,15 +1260,16 @@ def hook_problems() -> Iterator[str]:
             yield f"{path} is not a file. Replace it with a script, or remove it."
         elif not os.access(path, os.X_OK):
             yield f"{path} is not executable. Run: chmod +x {path}"
-    renames = [(path, "deploy") for path in Path().glob("[Dd][Ee][Pp][Ll][Oo][Yy]")]
-    for path in Path("deploy").glob("*"):
+    renames = dict[Path, Path]()
+    for path in Path().glob("[Dd][Ee][Pp][Ll][Oo][Yy]/*"):
         name = path.name.partition(".")[0].lower()
-        renames += [
-            (path, str(hook_path(hook))) for hook in difflib.get_close_matches(name, HOOKS, 1, 0.85)
-        ]
-    for path, name in renames:
-        if not os.path.lexists(name):
-            yield f"{path} is never run. Run: mv {shlex.join([str(path), name])}"
+        for hook in difflib.get_close_matches(name, HOOKS, 1, 0.85):
+            renames[path] = hook_path(hook)
+            if not os.path.lexists("deploy"):
+                renames = {path.parent: Path("deploy")}
+    for wrong, right in renames.items():
+        if not os.path.lexists(right):
+            yield f"{wrong} is never run. Run: mv {shlex.join([str(wrong), str(right)])}"
 
 
 def result_images(path: str) -> list[dict[str, Any]]:
@@ -1353,7 +1381,10 @@ class Deploy:
             checks = [self.check_git, self.check_convox]
             if self.builds_images:
                 checks = [self.get_passwords, self.docker.check, *checks]  # the slowest first
-            self.unreachable = list(filter(None, shell.parallel(problem_of, checks)))
+            problems = shell.parallel(problem_of, checks)
+            if not any(problems):
+                problems = [problem_of(self.set_arguments)]
+            self.unreachable = list(filter(None, problems))
             if self.unreachable and not shell.dry_run:
                 raise DeployError(*self.unreachable)
             for problem in self.unreachable:
@@ -1433,7 +1464,6 @@ class Deploy:
             waits = "wait for that." if self.convox.has_external else "fail until that is over."
             warn(f"{self.settings.app} is {app.status}. A promote will {waits}")
         self.check_external()
-        self.set_arguments()
 
     def export(self) -> None:
         """Set the variables that hooks get."""
@@ -1640,9 +1670,12 @@ class Deploy:
             *launcher, sys.argv[0], *self.convox.target, "--file", self.settings.file,
             *(["--no-verify"] if self.settings.no_verify else []), "--release", release,
         ]  # fmt: skip
+        # These cannot be used with --release.
+        unset = [f"{name}= " for name in ("DEPLOY_NO_PROMOTE", "DEPLOY_FROM") if env(name)]
+        resume = "".join(unset) + shlex.join(command)
         if env("CI") or env("JENKINS_URL"):
-            return f"{intro}, in a job:\n  {shlex.join(command)}"
-        typed = self.rack.typed(shlex.join(command), reads_url=False)
+            return f"{intro}, in a job:\n  {resume}"
+        typed = self.rack.typed(resume, reads_url=False)
         return f"{intro}:\n  cd {shlex.quote(os.getcwd())} && {typed}"
 
     def state(self, error: DeployError) -> str:
@@ -1651,12 +1684,14 @@ class Deploy:
         was = before and f" {app} was running {before} when this deploy started."
         if shell.dry_run or self.step_name == "preflight":
             return "Nothing has been changed."
+        if outcome.verified:
+            return f"{app} is running {outcome.release}."
         if outcome.promote_requested:
             return self.state_after_promote(error)
         if outcome.release:
             resume = self.how_to_resume(outcome.release)
             return f"Nothing was promoted.{was} Release {outcome.release} is built. {resume}"
-        has_ended = re.search("build failed|ERROR: exit status|from daemon:", str(error))
+        has_ended = re.search(BUILD_ENDED, str(error))
         if self.release_requested and error.status is not None and not has_ended:
             return (
                 f"Nothing was promoted.{was} The build may still be running on the rack, or may"
@@ -1741,7 +1776,7 @@ def run_deploy(settings: Settings) -> int:
     except Exception as caught:
         deploy.fail(as_deploy_error(caught))
     if deploy.unreachable:
-        outcome.exit_status = NOT_STARTED
+        outcome.exit_status = outcome.exit_status or NOT_STARTED
     code = outcome.exit_status
     if settings.result and not settings.dry_run:
         try:
@@ -1752,7 +1787,7 @@ def run_deploy(settings: Settings) -> int:
                 echo(f"The result was not written: {unwritten}", err=True, fg="red")
     with suppress(OSError):  # our output is closed
         deploy.print_outcome()
-        if IN_GITHUB:
+        if IN_GITHUB and not settings.dry_run:
             report_to_github(outcome)
     if deploy.docker.names and not settings.dry_run:
         shell.allow_commands(GRACE_SECONDS)
@@ -1839,7 +1874,7 @@ def usage_problems(settings: Settings, variables: Sequence[str]) -> Iterator[str
     for name in variables:
         # one typing mistake
         similar = difflib.get_close_matches(name, os.environ, 1, 1 - 1.1 / len(name))
-        if similar and name not in os.environ:
+        if similar and similar[0][0] == name[0] and name not in os.environ:
             yield f"{similar[0]} looks like a misspelling of {name}. Rename or unset it."
     args = settings.docker_build_args
     if args and not args[0].startswith("-"):

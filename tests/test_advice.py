@@ -63,7 +63,30 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
         " /root/.docker/contexts/meta/x/meta.json: no such file or directory",
         "DOCKER_CONTEXT",
     ),
+    (
+        VERSION,
+        "Cannot connect to the Docker daemon at tcp://docker:2375. Is the docker daemon running?",
+        "docker:dind",
+    ),
+    (
+        VERSION,
+        "unable to resolve docker endpoint: open /certs/client/ca.pem: no such file or directory",
+        "DOCKER_CERT_PATH",
+    ),
+    (VERSION, "Client sent an HTTP request to an HTTPS server.", "DOCKER_HOST"),
     # aws
+    (
+        PASSWORD,
+        "An error occurred (AccessDenied) when calling the AssumeRoleWithWebIdentity operation: Not"
+        " authorized to perform sts:AssumeRoleWithWebIdentity",
+        "trust policy",
+    ),
+    (
+        PASSWORD,
+        "An error occurred (InvalidIdentityToken) when calling the AssumeRoleWithWebIdentity operation: No"
+        " OpenIDConnect provider found in your account",
+        "trust policy",
+    ),
     (
         PASSWORD,
         f"An error occurred (AccessDeniedException) when calling the GetAuthorizationToken operation: User: {DENIED}"
@@ -128,12 +151,12 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
         " out: ``",
         "credential helper is missing",
     ),
-    (LOGIN, f"{STORE} exit status 1, out: `User interaction is not allowed.`", "locked"),
+    (LOGIN, f"{STORE} exit status 1, out: `User interaction is not allowed.`", "Unlock it"),
     (
         LOGIN,
         f'{STORE} exit status 1, out: `pass not initialized: exit status 1: Error: password store is empty. Try "pass'
         ' init".`',
-        "locked",
+        "Unlock it",
     ),
     (LOGIN, f"{STORE} exit status 1, out: `not implemented`", "SKIP_ECR_AUTH=1"),
     (LOGIN, "Error saving credentials: mkdir /.docker: permission denied", "DOCKER_CONFIG"),
@@ -182,6 +205,17 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
         " certificate signed by unknown authority",
         "/etc/docker/certs.d/",
     ),
+    (
+        PUSH,
+        "failed to authorize: failed to fetch oauth token: unexpected status from GET request to"
+        " https://auth.docker.io/token?scope=repository%3Ashop: 401 Unauthorized",
+        "docker is not logged in",
+    ),
+    (
+        PUSH,
+        'error parsing HTTP 403 response body: unexpected end of JSON input: ""',
+        "You are not allowed to push",
+    ),
     # convox build
     (
         RELEASE,
@@ -203,7 +237,9 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
         "convox env set",
     ),
     (RELEASE, "ERROR: no such build: BABCDEFGHIJ", "convox builds --app shop"),
+    (RELEASE, "ERROR: required env: SECRET_KEY", "convox env set"),
     # convox releases promote
+    (PROMOTE, "ERROR: required env: SECRET_KEY, API_KEY", "convox env set"),
     (
         PROMOTE,
         "system/k8s/web-56f5d77d7-6gx8z Readiness probe failed: HTTP probe failed with statuscode: 404\n"
@@ -247,8 +283,12 @@ def test_a_reported_error_gets_the_advice_that_fits(
 DECOYS = [
     (PROMOTE, "app/web/1 EACCES: permission denied, open '/data'\nERROR: timeout"),
     (PROMOTE, "app/web/1 403 Forbidden\nERROR: timeout"),
+    (PROMOTE, "ERROR: forbidden: you are not allowed"),
+    (RELEASE, "ERROR: response status: 403"),
     (PROMOTE, "app/web/1 403 Forbidden\nERROR: unexpected EOF"),
     (PROMOTE, "no such app: x\nERROR: timeout"),
+    (PROMOTE, 'FATAL:  password authentication failed for user "shop"\nERROR: timeout'),
+    (PROMOTE, "app/web/1 GET /api 401\nERROR: timeout"),
     (PROMOTE, "app/web/1 ERROR: forbidden\nERROR: timeout"),
     (PROMOTE, "app/web/1 dial tcp: connection refused\nERROR: timeout"),
     (PROMOTE, "assets build failed\nERROR: rollback"),
@@ -266,6 +306,7 @@ def test_an_apps_own_output_gets_no_advice_for_the_tool(
     err = error_of(world, command, text)
     assert "--no-verify" not in err
     if command != ASK:
+        assert "CONVOX_HOST and CONVOX_PASSWORD" not in err
         assert "APP_NAME" not in err and "registries add" not in err
     if "EOF" not in text:
         assert "Check CONVOX_HOST" not in err
@@ -302,3 +343,14 @@ def test_a_long_error_is_shown_from_its_first_line(world: World, text: str) -> N
     assert f"exited with code 1.\n{shown}" in err and f"{shown}  " not in err
     recorded = json.loads((world.app / "result.json").read_text())["error"]
     assert recorded.startswith(f"`convox releases promote` exited with code 1.\n{shown.rstrip()}")
+
+
+def test_what_a_silent_command_prints_to_stdout_is_shown_if_it_fails(world: World) -> None:
+    text = "The command 'docker' could not be found in this WSL 2 distro.\n"
+    world.rules = {VERSION: {"status": 1, "out": text}}
+    assert text in world.deploy().err
+
+
+def test_a_release_that_lacks_variables_is_not_still_being_built(world: World) -> None:
+    err = error_of(world, RELEASE, "ERROR: required env: SECRET_KEY")
+    assert "Nothing was released or promoted." in err

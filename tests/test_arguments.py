@@ -25,14 +25,13 @@ def build_args(world: World) -> list[str]:
 ARGS = {  # the Dockerfile: what docker gets, and whether the rack is asked
     "ARG API_KEY": (["API_KEY"], True),
     "ARG API_KEY=none": (["API_KEY"], True),
-    "arg API_KEY": (["API_KEY"], True),
-    "  ARG API_KEY VERSION='1'": (["API_KEY", "VERSION"], True),
+    "  ARG\tAPI_KEY='a value' VERSION=1": (["API_KEY"], True),  # racks read one of each line
+    'ARG PKGS="curl VERSION vim"\nARG OTHER=1 \\\n  # the VERSION\n  VERSION=1': ([], True),
     "ARG VERSION=18\nFROM node:$VERSION": (["VERSION"], True),
     "ARG API_KEY\nFROM scratch\nARG API_KEY": (["API_KEY"], True),
-    "ARG \\\n  API_KEY": (["API_KEY"], True),
     "ARG OTHER=default\nARG ANOTHER\nARG API\nARG EMPTY": ([], True),
-    "ENV API_KEY=x\n# ARG API_KEY\nRUN echo \\\n  ARG API_KEY": ([], False),
-    "ARG TARGETPLATFORM BUILDARCH\nARG BUILDKIT_SBOM_SCAN_STAGE=true": ([], False),
+    "ENV API_KEY=x\n# ARG API_KEY\narg API_KEY\nRUN echo ARG API_KEY": ([], False),
+    "ARG TARGETPLATFORM\nARG BUILDARCH\nARG BUILDKIT_SBOM_SCAN_STAGE=true": ([], False),
     "ARG BUILD_APP\nARG BUILD_GIT_SHA": (["BUILD_APP", "BUILD_GIT_SHA"], False),
 }
 

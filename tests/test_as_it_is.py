@@ -14,7 +14,7 @@ SHAPES: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "no build key": ("{web: {port: 80}}", {"Dockerfile": "WEB"}, ["."]),
     "no keys": ("{web: }", {"Dockerfile": "WEB"}, ["."]),
     "a directory": ("{web: {build: .}}", {"Dockerfile": "WEB"}, ["."]),
-    "a subdirectory": ("{web: {build: ./api/}}", {"api/Dockerfile": "WEB"}, ["./api/"]),
+    "a subdirectory": ("{web: {build: ./api/}}", {"api/Dockerfile": "WEB"}, ["api"]),
     "a Dockerfile": (
         "{web: {build: {manifest: Dockerfile.prod}}}",
         {"Dockerfile.prod": "WEB"},
@@ -41,6 +41,11 @@ SHAPES: dict[str, tuple[str, dict[str, str], list[str]]] = {
         [".", "api", "--file A .", "--file api/B api"],
     ),
     "a shared build": ("{web: {build: .}, job: {}}", {"Dockerfile": "JOB"}, ["."]),
+    "a dockerfile that Convox does not read": (
+        "{web: {dockerfile: Dockerfile.prod}}",
+        {"Dockerfile": "WEB"},
+        ["."],
+    ),
     "a third-party image": (
         "{web: {build: .}, db: {image: 'postgres:16'}}",
         {"Dockerfile": "WEB"},
@@ -148,7 +153,7 @@ def test_an_older_cli_is_an_error_that_names_the_services(world: World, cli: str
 
 
 def test_a_compose_file_without_image_works_too(world: World) -> None:
-    world.write("compose.yml", "services:\n  web:\n    build: {context: api, target: run}\n")
+    world.write("compose.yml", "services:\n  web:\n    build: {path: api}\n")
     ran = world.deploy("--file", "compose.yml")
     assert ran.status == 0, ran.text
     assert list(world.call(EXTERNAL).upload) == ["api/Dockerfile", "compose.yml"]
@@ -178,8 +183,29 @@ def test_what_the_rack_would_build_otherwise_is_an_error(
     assert world.calls == []
 
 
+@pytest.mark.parametrize(
+    "build", ["{context: api}", "{context: .}", "{dockerfile: Dockerfile.prod}", "{target: run}"]
+)
+def test_without_image_a_compose_file_is_read_as_convox_reads_it(world: World, build: str) -> None:
+    """Convox v3 would build `.` for each of these."""
+    world.write("docker-compose.yml", f"services:\n  web:\n    build: {build}\n")
+    ran = world.deploy()
+    key = build.strip("{").partition(":")[0]
+    assert ran.status == 2 and f"service web: Convox ignores build.{key}. Use path" in ran.err
+    assert "add `image:`" in ran.err and world.calls == []
+
+
+@pytest.mark.parametrize("name", ["convox.yml", "docker-compose.yml"])
+def test_services_that_convox_v3_ignores_are_an_error(world: World, name: str) -> None:
+    world.write(name, "web:\n  build: .\n")
+    ran = world.deploy()
+    assert ran.status == 2
+    assert "service web: Convox v3 ignores services at the top level. Move it under" in ran.err
+    assert world.calls == []
+
+
 def test_the_same_build_in_other_words_is_one_build(world: World) -> None:
-    write(world, "{a: {build: .}, b: {build: {path: .}}, c: }")
+    write(world, "{a: {build: ./}, b: {build: {path: ., manifest: ./Dockerfile}}, c: }")
     assert world.deploy().status == 0
     assert len(world.commands("docker build --tag")) == 1
 

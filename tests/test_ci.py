@@ -56,6 +56,11 @@ def test_a_success_has_outputs_and_a_summary(world: World, files: dict[str, Path
     assert summary.startswith("earlier=1\n") and "shop" in summary and "RNEWRELEASE" in summary
 
 
+def test_a_dry_run_reports_no_outcome(world: World, files: dict[str, Path]) -> None:
+    assert world.deploy("--dry-run", env=GITHUB).status == 0
+    assert {path.read_text() for path in files.values()} == {"earlier=1\n"}
+
+
 def test_a_failure_is_an_annotation_in_one_line(world: World, files: dict[str, Path]) -> None:
     error = "denied: 100% no\r\nsecond line\n"
     world.rules["docker push"] = {"status": 1, "err": error}

@@ -67,6 +67,20 @@ def test_a_misnamed_directory_is_reported(world: World, name: str) -> None:
     assert f"{name} is never run. Run: mv {name} deploy\n" in ran.err
 
 
+def test_hooks_in_another_directory_beside_deploy_are_reported(world: World) -> None:
+    world.write("deploy/README.md", "Our servers.\n")
+    world.write("Deploy/before_build.sh", "#!/bin/sh\n", 0o755)
+    ran = world.deploy()
+    assert ran.status == 2
+    assert "Run: mv Deploy/before_build.sh deploy/before_build.sh\n" in ran.err
+
+
+def test_a_directory_of_a_similar_name_may_have_other_files(world: World) -> None:
+    world.write("Deploy/README.md", "Our servers.\n")
+    world.write("DEPLOY", "How we deploy.\n")
+    assert world.deploy().status == 0
+
+
 def test_files_beside_a_hook_of_that_name_are_ignored(world: World) -> None:
     world.add_hooks()
     for name in ("before_build.sh.bak", "before-build.sh", "before_build.rb"):

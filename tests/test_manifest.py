@@ -96,11 +96,11 @@ BUILDS = {
     "build: {context: app}": Build("app"),
     "build: {context: app, dockerfile: D.prod, target: run}": Build("app", "D.prod", (), "run"),
     "build: {context: ., args: {A: 1, B: 'two words', C: }}": Build(
-        ".", "", ("A=1", "B=two words", "C")
+        args=("A=1", "B=two words", "C")
     ),
-    "build: {context: ., args: [A=1, B]}": Build(".", "", ("A=1", "B")),
+    "build: {context: ., args: [A=1, B]}": Build(args=("A=1", "B")),
     "build: {context: ., args: {YES: yes, VERSION: 1.10, OCTAL: 010, DAY: 2026-11-24}}": Build(
-        ".", "", ("YES=yes", "VERSION=1.10", "OCTAL=010", "DAY=2026-11-24")
+        args=("YES=yes", "VERSION=1.10", "OCTAL=010", "DAY=2026-11-24")
     ),
     "build: .\n    dockerfile: D.prod": Build(".", "D.prod"),
     "build: https://example.com/app.git#main": Build("https://example.com/app.git#main"),

@@ -274,7 +274,8 @@ MISTAKES: dict[str, Arrange] = {
     "a tab in the manifest": manifest("services:\n  web:\n\timage: x"),
     "two documents": manifest("a: 1\n---\nb: 2"),
     "a manifest that is not text": manifest(b"\xff\xfe"),
-    "a build without an image": manifest("web:\n  build: .\n"),
+    "a build without an image": manifest("services: {web: {build: .}}\n"),
+    "a build without an image and services": manifest("web:\n  build: .\n"),
     "a build and another image": manifest("web:\n  build: .\n  image: r.io/shop:latest\n"),
     "neither image nor build": manifest(
         f"services:\n  api:\n    image: {IMAGE}\n  web:\n    port: 3000\n"
@@ -339,7 +340,9 @@ MISTAKES: dict[str, Arrange] = {
     "a hook that dies of a broken pipe": hook("#!/bin/sh\nkill -PIPE $$\n"),
     "a hook that disappears": hook_that("/bin/rm deploy/after_build.sh"),
     "a hook that breaks another": hook_that("/bin/chmod -x deploy/after_build.sh"),
-    "a hook that breaks the manifest": hook_that("echo 'web: {build: .}' >docker-compose.yml"),
+    "a hook that breaks the manifest": hook_that(
+        "echo 'services: {web: {build: .}}' >docker-compose.yml"
+    ),
     "a hook that edits the manifest too late": hook_that(
         "echo '# more' >>docker-compose.yml", "after_build"
     ),

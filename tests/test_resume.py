@@ -55,6 +55,18 @@ def test_the_resume_command_is_printed_as_soon_as_the_release_is_built_and_works
     assert hook.env["RELEASE_ID"] == "RNEWRELEASE" and hook.cwd == str(world.app)
 
 
+@pytest.mark.parametrize("name", ["DEPLOY_NO_PROMOTE", "DEPLOY_FROM"])
+def test_the_resume_command_works_where_the_variable_is_still_set(world: World, name: str) -> None:
+    assert world.deploy("--result", "first.json").status == 0
+    variables = {name: "1" if name == "DEPLOY_NO_PROMOTE" else str(world.app / "first.json")}
+    ran = world.deploy("--no-promote", env=variables)
+    assert ran.status == 0, ran.text
+    (world.home / "calls").unlink()
+    done = run_in_a_shell(world, resume_command(ran), **variables)
+    assert done.returncode == 0, done.stderr
+    assert world.commands("convox releases promote --app") != []
+
+
 def test_the_resume_command_includes_settings_that_are_not_defaults(world: World) -> None:
     world.write("deploy/my compose.yml", COMPOSE)
     args = ["--file", "deploy/my compose.yml", "--rack", "org/production", "--no-verify"]

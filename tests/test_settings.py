@@ -150,7 +150,7 @@ def test_unrelated_variables_are_no_misspellings(world: World) -> None:
         " DEPLOY_TAG IMAGE_NAME IMAGE_ID RACK_ATTACK APP_HOST APP_URL APP_SECRET RACK DEPLOY APP"
     )
     names += " CONVOX CONVOX_RACK_URL CONVOX_ORG DOCKER_HOST COMPOSE_FILE CONVOX_ENV_DROP_GUARD"
-    names += " DEPLOY_RELEASE_ID DEPLOY_BRANCH ECR_AUTH HOST PASSWORD URL"
+    names += " BACK_URL TRACK_URL DEPLOY_RELEASE_ID DEPLOY_BRANCH ECR_AUTH HOST PASSWORD URL"
     ran = world.deploy(env=dict.fromkeys(names.split(), "something"))
     assert ran.status == 0, ran.text
 

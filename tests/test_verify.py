@@ -34,7 +34,7 @@ def responses(*statuses: str | Rule, release: str = "RNEWRELEASE") -> Rule:
 
 @pytest.fixture(autouse=True)
 def impatient(world: World) -> None:
-    world.constants = {"POLL_SECONDS": 0.01, "PATIENCE_SECONDS": 0.5, "LAST_WORDS_SECONDS": 2}
+    world.constants = {"POLL_SECONDS": 0.01, "PATIENCE_SECONDS": 30, "LAST_WORDS_SECONDS": 20}
 
 
 FAULT: Rule = {"status": 1, "err": "ERROR: connection reset by peer\n"}
@@ -179,7 +179,8 @@ KNOWN: list[tuple[Rule, str]] = [
 
 def deploy_with_failing_promote(world: World, after: Rule) -> str:
     """Let the promote fail and the rack answer that after it. Return what is printed on stderr."""
-    world.constants["LAST_WORDS_SECONDS"] = 0.5
+    if after.get("hang"):
+        world.constants["LAST_WORDS_SECONDS"] = 1
     world.rules[ASK] = {"sequence": [*responses()["sequence"], after]}
     world.rules["convox releases promote --app"] = {"status": 1, "err": "ERROR: rollback\n"}
     ran = world.deploy("--result", "result.json")
