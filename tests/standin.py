@@ -1,21 +1,18 @@
 """Apply the test's rules to a call of a stand-in: standin.py STANDIN ARGUMENTS...
 
 STANDIN is the path the stand-in was called by. It has already recorded the call, and gives the usual response if
-a rule asks for it.
+a rule asks for it. Only modules that start fast are imported: this runs a thousand times.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
 
 class Rule(TypedDict, total=False):
@@ -44,13 +41,18 @@ class Rule(TypedDict, total=False):
     status: int
 
 
-HOME = Path(os.environ.get("STANDIN", ""))
+HOME = os.environ.get("STANDIN", "")
 STANDIN, *WORDS = sys.argv[1:] or [""]
-COMMAND = " ".join([Path(STANDIN).stem, *WORDS])
+COMMAND = " ".join([os.path.basename(STANDIN).partition(".")[0], *WORDS])
+
+
+def in_home(name: str) -> str:
+    return os.path.join(HOME, name)
 
 
 def calls_of(start: str) -> int:
-    records = (HOME / "calls").read_text(errors="replace").split("\x1e")[:-1]
+    with open(in_home("calls"), errors="replace") as calls:
+        records = calls.read().split("\x1e")[:-1]
     return sum(" ".join(record.split("\x1f")[3:]).startswith(start) for record in records)
 
 
@@ -78,10 +80,10 @@ def await_other(what: str, has_happened: Callable[[], bool]) -> None:
 
 def announce(name: str) -> None:
     """Write our process ID to the pipe the test is waiting on. The pipe buffers it until then."""
-    descriptor = os.open(HOME / name, os.O_RDWR)
+    descriptor = os.open(in_home(name), os.O_RDWR)
     os.set_inheritable(descriptor, False)
     os.write(descriptor, f"{os.getpid()}\n".encode())
-    (HOME / f"{name}.noted").touch()
+    open(in_home(f"{name}.noted"), "w").close()
 
 
 def disturb(rule: Rule) -> None:
@@ -101,9 +103,9 @@ def disturb(rule: Rule) -> None:
 
 def print_first(rule: Rule) -> None:
     if "lock" in rule:
-        (HOME / rule["lock"]).touch(exist_ok=False)
+        open(in_home(rule["lock"]), "x").close()
         time.sleep(0.2)  # long enough for another call to find the lock
-        (HOME / rule["lock"]).unlink()
+        os.unlink(in_home(rule["lock"]))
     if "environment" in rule:
         text = "".join(f"{name}={value}\n" for name, value in os.environ.items())
         print(text)
@@ -112,7 +114,7 @@ def print_first(rule: Rule) -> None:
         times = rule.get("times", 1)
         await_other(rule["once"], lambda: calls_of(rule["once"]) >= times)
     if "once_one_hangs" in rule:
-        await_other("a command that hangs", (HOME / "hanging.noted").exists)
+        await_other("a command that hangs", lambda: os.path.exists(in_home("hanging.noted")))
     if "pause" in rule:
         time.sleep(rule["pause"])
     for _ in range(rule.get("ticks", 0)):
@@ -124,11 +126,21 @@ def print_first(rule: Rule) -> None:
         stream.flush()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: str, text: str) -> None:
     """Write a file at once: a deploy may kill us at any moment, and a test reads what is there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.rename(path)
+    part = f"{path}.{os.getpid()}"
+    with open(part, "w") as file:
+        file.write(text)
+    os.rename(part, path)
+
+
+def shell(script: str) -> list[str]:
+    return ["/bin/sh", "-c", script]
+
+
+def spawn(argv: list[str], env: Mapping[str, str] = os.environ, **how: Any) -> int:
+    """Start a program that dies of a broken pipe, although Python ignores it. Return its process ID."""
+    return os.posix_spawn(argv[0], argv, env, setsigdef=[signal.SIGPIPE], **how)
 
 
 def leave_behind(rule: Rule) -> None:
@@ -136,30 +148,35 @@ def leave_behind(rule: Rule) -> None:
         signal.signal(signal.SIGTERM, lambda *_: announce("termed"))
     if rule.get("child"):
         ignores = "trap '' TERM; " if rule["child"] == "ignores TERM" else ""
-        child = subprocess.Popen(["/bin/sh", "-c", f"{ignores}exec /bin/sleep 600"])
-        write_whole(HOME / "child", str(child.pid))
+        write_whole(in_home("child"), str(spawn(shell(f"{ignores}exec /bin/sleep 600"))))
     if rule.get("daemon"):
-        writer = ["/bin/sh", "-c", "while :; do echo more >&2; /bin/sleep 0.01; done"]
-        program = writer if rule["daemon"] == "keeps writing" else ["/bin/sleep", "600"]
-        daemon = subprocess.Popen(program, start_new_session=True)
-        write_whole(HOME / "daemon", str(daemon.pid))
+        writer = "while :; do echo more >&2; /bin/sleep 0.01; done"
+        script = writer if rule["daemon"] == "keeps writing" else "exec /bin/sleep 600"
+        write_whole(in_home("daemon"), str(spawn(shell(script), setsid=True)))
 
 
 def respond_as_usual(how: object) -> None:
     """Let the stand-in respond: `silent` without printing anything, `idle` without doing anything."""
     env = {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": "1" if how == "idle" else ""}
-    output = subprocess.DEVNULL if how == "silent" else None
-    done = subprocess.run([STANDIN, *WORDS], env=env, stdout=output, stderr=output, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    files = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+    response = spawn([STANDIN, *WORDS], env, file_actions=files if how == "silent" else [])
+    if status := os.waitstatus_to_exitcode(os.waitpid(response, 0)[1]):
+        sys.exit(status)
+
+
+def main() -> None:
+    with open(in_home("rules.json")) as file:
+        rules: dict[str, Rule] = json.load(file)
+    for start, rule in rules.items():
+        if COMMAND.startswith(start) and is_turn(start, rule):
+            turns = rule.get("sequence") or [Rule()]
+            turn = turns[min(calls_of(start), len(turns)) - 1]
+            disturb(rule_for_words(rule) or {**rule, **turn})
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        rules: dict[str, Rule] = json.loads((HOME / "rules.json").read_text())
-        for start, rule in rules.items():
-            if COMMAND.startswith(start) and is_turn(start, rule):
-                turns = rule.get("sequence") or [Rule()]
-                turn = turns[min(calls_of(start), len(turns)) - 1]
-                disturb(rule_for_words(rule) or {**rule, **turn})
+    try:  # noqa: SIM105 (contextlib takes longer to import than the rest)
+        main()
+    except BrokenPipeError:
+        pass  # the reader wants no more
     os.execve(STANDIN, [STANDIN, *WORDS], {**os.environ, "STANDIN_USUAL": "1", "STANDIN_IDLE": ""})
