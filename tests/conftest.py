@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from forkserver import Forked, Server
 from standin import Rule
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -37,6 +38,8 @@ SHORT_ID = "3cbf733dcc19"
 IMAGE_ID = "sha256:" + SHORT_ID * 5 + "abcd"
 DIGEST = "sha256:" + "d" * 64
 HOMES: dict[int, Path] = {}  # of deploys, by process ID
+INTERPRETER = ("PYTHON", "COVERAGE_", "LANG", "LC_", "TZ")  # variables it reads when it starts
+SERVER_ENV = {"LANG": "C.UTF-8"}
 WITH_CONSTANTS = """
 import sys
 sys.path[0] = {directory!r}
@@ -91,7 +94,7 @@ class Call:
 class World:
     """An app directory, and stand-ins for all programs that a deploy runs."""
 
-    def __init__(self, home: Path, responses: Path) -> None:
+    def __init__(self, home: Path, responses: Path, server: Server) -> None:
         self.home, self.app, self.bin, self.tmp = home, home / "shop", home / "bin", home / "tmp"
         for directory in (self.app, self.bin, self.tmp):
             directory.mkdir()
@@ -106,6 +109,7 @@ class World:
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, Rule] = {}
         self.constants: dict[str, Any] = {}  # overrides for the tool's constants
+        self.server, self.deploys = server, list[subprocess.Popen[str]]()
         self.env = {
             "PATH": str(self.bin),
             "HOME": str(home),
@@ -164,24 +168,32 @@ class World:
     def start(
         self, *args: str, env: Mapping[str, str | None] | None = None, **how: Any
     ) -> subprocess.Popen[str]:
-        """Start a deploy, or `program` if given, with our Python or with `python`. A variable that is None is unset."""
-        program, python = how.pop("program", []), how.pop("python", sys.executable)
-        if not program:
-            program = [
-                "-c",
-                WITH_CONSTANTS.format(
-                    tool=str(TOOL), directory=str(ROOT), constants=self.constants
-                ),
-            ]
+        """Start a deploy, or `program` if given, with our Python or with `python`. A variable that is None is unset.
+
+        A deploy is forked from the server unless it is to be `real`, or to start in an unusual way.
+        """
+        real, program, python = (how.pop(name, "") for name in ("real", "program", "python"))
         self.ready_standins()
         environment = {
             name: value for name, value in {**self.env, **(env or {})}.items() if value is not None
         }
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        pipes.update(stdin=subprocess.DEVNULL, preexec_fn=heed_signals)
-        process: subprocess.Popen[str] = subprocess.Popen(
-            [python, *program, *args], cwd=self.app, env=environment, **{**pipes, **how}
+        is_usual = interpreter_variables(environment) == interpreter_variables(SERVER_ENV)
+        constants = WITH_CONSTANTS.format(
+            tool=str(TOOL), directory=str(ROOT), constants=self.constants
         )
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        how = {**streams, "text": True, "cwd": self.app, "env": environment, **how}
+        process: subprocess.Popen[str]
+        if is_usual and not (real or program or "preexec_fn" in how):
+            process = Forked(self.server, constants, [*args], **how)
+        else:
+            command = [python or sys.executable, *(program or ["-c", constants]), *args]
+            process = subprocess.Popen(command, **{"preexec_fn": heed_signals, **how})
+        self.deploys.append(process)
         HOMES[process.pid] = self.home
         return process
 
@@ -249,11 +261,16 @@ class Announcements:
         os.close(self.descriptor)
 
 
+def interpreter_variables(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(INTERPRETER)}
+
+
 def ended(process: subprocess.Popen[str]) -> Ran:
     """Return the result of a deploy. One that is stuck is killed, with all its commands."""
     try:
         out, err = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
+        process.kill()
         kill_all(HOMES[process.pid])
         out, err = process.communicate()
         pytest.fail(f"the deploy is stuck:\n{out}{err}")
@@ -314,10 +331,22 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Deploys are forked from it. Where tests run in parallel, they give way to those of the sandbox, which take longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.nice(10)
+    server = Server(ROOT, SERVER_ENV)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def world(tmp_path: Path, responses: Path) -> Iterator[World]:
-    world = World(tmp_path, responses)
+def world(tmp_path: Path, responses: Path, server: Server) -> Iterator[World]:
+    world = World(tmp_path, responses, server)
     yield world
+    for process in world.deploys:
+        process.kill()  # unless it has ended
     for pipe in world.pipes.values():
         pipe.close()
     child = tmp_path / "child"

@@ -175,7 +175,7 @@ def test_a_secret_that_is_printed_in_pieces_is_redacted(world: World, pause: flo
 def test_no_running_process_shows_a_secret(world: World) -> None:
     """Read the argument lists of the tool and of all its commands while docker pushes."""
     world.rules["docker push"] = {"hang": True}
-    process = world.start(env=dict(SECRETS))
+    process = world.start(env=dict(SECRETS), real=True)
     world.await_hanging()
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

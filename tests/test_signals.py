@@ -44,7 +44,7 @@ def test_a_signal_ends_the_running_command_and_reports_the_state_of_the_deploy(
     has_child = signum == signal.SIGTERM  # for which the tool waits
     world.add_hooks()
     world.rules[command] = {"hang": True, "child": has_child}
-    process = world.start("--result", "result.json")
+    process = world.start("--result", "result.json", real=True)
     pid = world.await_hanging()
     process.send_signal(signum)
     ran = ended(process)
