@@ -184,6 +184,7 @@ class Sandbox:
         self.env = self.clean_environment()
         if self.has_ecr:
             self.install_missing()
+            self.announce_ecr()  # before the engine starts, which notices later changes only after seconds
         self.start_engine()
         self.create_base_image()
         if self.has_ecr:
@@ -400,11 +401,6 @@ class Sandbox:
         self.env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{api_port}"
         api = [sys.executable, str(HERE / "ecr.py"), str(api_port), str(exists_port)]
         self.service("ecr", api, lambda: listens("127.0.0.1", api_port))
-        self.report(
-            f"Adding {ECR} to /etc/hosts and its certificate to /etc/docker/certs.d (removed on exit)."
-        )
-        self.add_to_hosts()
-        self.issue_certificate()
         self.start_registry("registry", registry_port, "AWS", REGISTRY_PASSWORD)
         ports = {"registry_port": registry_port, "exists_port": exists_port}
         config = self.directory / "nginx.conf"
@@ -415,6 +411,13 @@ class Sandbox:
         )
         command = ["nginx", "-c", str(config), "-e", "stderr"]
         self.proxy = self.service("nginx", command, lambda: listens(ECR_ADDRESS, 443))
+
+    def announce_ecr(self) -> None:
+        self.report(
+            f"Adding {ECR} to /etc/hosts and its certificate to /etc/docker/certs.d (removed on exit)."
+        )
+        self.add_to_hosts()
+        self.issue_certificate()
 
     def issue_certificate(self) -> None:
         trusted = Path("/etc/docker/certs.d", ECR)
