@@ -335,7 +335,7 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Iterator[Server]:
     """Deploys are forked from it. Where tests run in parallel, they give way to those of the sandbox, which take longest."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        os.nice(10)
+        os.nice(5)
     server = Server(ROOT, SERVER_ENV)
     yield server
     server.close()

@@ -121,6 +121,7 @@ def build_local(rack: Rack, image: str, dockerfile: str) -> None:
     rack.check("docker", "build", "--tag", image, "-", input=dockerfile)
 
 
+@with_buildkit
 def test_a_release_runs_images_that_were_built_before(rack: Rack, new: Any) -> None:
     """A Dockerfile of one line, FROM a local image, makes the CLI push that image."""
     name = name_for(rack.env, "one-line")
