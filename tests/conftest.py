@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import json
+import marshal
 import os
+import py_compile
 import select
 import shlex
 import shutil
@@ -116,7 +118,7 @@ class World:
             "TMPDIR": str(self.tmp),
             "STANDIN": str(home),
             "STANDIN_PYTHON": sys.executable,
-            "STANDIN_DISTURB": str(STANDIN.with_suffix(".py")),
+            "STANDIN_DISTURB": str(responses / "standin.pyc"),
             "STANDIN_RESPONSES": str(responses),
             "STANDIN_SEPARATOR": "\x1f",
             "STANDIN_IMAGE_ID": IMAGE_ID,
@@ -161,7 +163,8 @@ class World:
         for rule in self.rules.values():
             for each in (rule, *rule.get("sequence", []), *rule.get("words", {}).values()):
                 assert each.keys() <= Rule.__annotations__.keys(), f"no such rule: {each}"
-        (self.home / "rules.json").write_text(json.dumps(self.rules))
+        plain = json.loads(json.dumps(self.rules))  # numbers instead of signals
+        (self.home / "rules.marshal").write_bytes(marshal.dumps(plain))
         (self.home / "rules").write_text("".join(f"{start}\n" for start in self.rules))
         (self.home / "calls").touch()
 
@@ -313,8 +316,12 @@ def has_ended(pid: int) -> bool:
 
 @pytest.fixture(scope="session")
 def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of the sandbox's convox, which the stand-in prints too, so that it is defined only once."""
+    """The output of the sandbox's convox, which the stand-in prints too, so that it is defined only once.
+
+    With it comes what applies the rules, compiled.
+    """
     directory = tmp_path_factory.mktemp("responses")
+    py_compile.compile(str(STANDIN.with_suffix(".py")), str(directory / "standin.pyc"))
     path = str(ROOT / "examples" / "sandbox" / "convox")
     loader = importlib.machinery.SourceFileLoader("sandbox_convox", path)
     convox: Any = types.ModuleType(loader.name)

@@ -1,44 +1,46 @@
 """Apply the test's rules to a call of a stand-in: standin.py STANDIN ARGUMENTS...
 
 STANDIN is the path the stand-in was called by. It has already recorded the call, and gives the usual response if
-a rule asks for it. Only modules that start fast are imported: this runs a thousand times.
+a rule asks for it. This runs a thousand times, so it imports nothing that takes longer than all the rest.
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
 
+TYPE_CHECKING = __name__ != "__main__"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypedDict
 
-class Rule(TypedDict, total=False):
-    """What a test makes of a command, for each call, for one, or for all from one on."""
+    class Rule(TypedDict, total=False):
+        """What a test makes of a command, for each call, for one, or for all from one on."""
 
-    number: int  # of the only call it applies to
-    since: int  # number of the first call it applies to
-    sequence: list[Rule]  # one for each call, the last one for all others
-    words: dict[str, Rule]  # for calls with that argument, instead
-    lock: str  # a file that no two calls may hold at the same time
-    environment: bool  # print it
-    once: str  # another command has started
-    times: int  # as often as this
-    once_one_hangs: bool
-    pause: float  # seconds before anything is printed
-    ticks: int  # lines that are printed one after another
-    bytes: list[int]
-    out: str
-    err: str
-    usual: bool | str  # respond as usual, too; or "silent" or "idle"
-    ignore_term: bool
-    child: bool | str  # is left behind; or "ignores TERM"
-    daemon: bool | str  # is left behind; or "keeps writing"
-    hang: bool
-    signal: int  # that ends it
-    status: int
+        number: int  # of the only call it applies to
+        since: int  # number of the first call it applies to
+        sequence: list[Rule]  # one for each call, the last one for all others
+        words: dict[str, Rule]  # for calls with that argument, instead
+        lock: str  # a file that no two calls may hold at the same time
+        environment: bool  # print it
+        once: str  # another command has started
+        times: int  # as often as this
+        once_one_hangs: bool
+        pause: float  # seconds before anything is printed
+        ticks: int  # lines that are printed one after another
+        bytes: list[int]
+        out: str
+        err: str
+        usual: bool | str  # respond as usual, too; or "silent" or "idle"
+        ignore_term: bool
+        child: bool | str  # is left behind; or "ignores TERM"
+        daemon: bool | str  # is left behind; or "keeps writing"
+        hang: bool
+        signal: int  # that ends it
+        status: int
 
 
 HOME = os.environ.get("STANDIN", "")
@@ -66,7 +68,7 @@ def rule_for_words(rule: Rule) -> Rule:
     for word, own in rule.get("words", {}).items():
         if word in WORDS:
             return own
-    return Rule()
+    return {}
 
 
 def await_other(what: str, has_happened: Callable[[], bool]) -> None:
@@ -165,11 +167,11 @@ def respond_as_usual(how: object) -> None:
 
 
 def main() -> None:
-    with open(in_home("rules.json")) as file:
-        rules: dict[str, Rule] = json.load(file)
+    with open(in_home("rules.marshal"), "rb") as file:
+        rules: dict[str, Rule] = marshal.load(file)
     for start, rule in rules.items():
         if COMMAND.startswith(start) and is_turn(start, rule):
-            turns = rule.get("sequence") or [Rule()]
+            turns = rule.get("sequence") or [{}]
             turn = turns[min(calls_of(start), len(turns)) - 1]
             disturb(rule_for_words(rule) or {**rule, **turn})
 
