@@ -100,6 +100,8 @@ def machine(world: World) -> World:
         GIT_CONFIG_COUNT="1",
         GIT_CONFIG_KEY_0=f"url.{repository}.insteadOf",
         GIT_CONFIG_VALUE_0=REPOSITORY,
+        PIP_NO_COMPILE="1",  # as nothing runs what is installed
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
     )
     python = f'exec {shlex.quote(sys.executable)} "$@"'
     for name, script in [("python3", python), ("uv", f'[ "$1" = run ] && shift && {python}')]:
