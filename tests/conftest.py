@@ -354,6 +354,7 @@ def world(tmp_path: Path, responses: Path, server: Server) -> Iterator[World]:
     yield world
     for process in world.deploys:
         process.kill()  # unless it has ended
+        process.wait()
     for pipe in world.pipes.values():
         pipe.close()
     child = tmp_path / "child"

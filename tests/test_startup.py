@@ -185,6 +185,19 @@ def test_it_runs_in_every_way_the_readme_describes(how: str) -> None:
     assert re.search(r"version \d+\.\d+\.\d+(\.dev\d+)?$", done.stdout.strip()), done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads signals and open files from /proc")
+def test_a_deploy_that_the_tests_fork_is_as_one_that_is_really_started(world: World) -> None:
+    look = "export -p; pwd; umask; /bin/grep Sig /proc/$PPID/status; /bin/ls /proc/$PPID/fd"
+    world.write("deploy/before_build.sh", f"#!/bin/sh\n{look}\n", 0o755)
+    seen = []
+    for is_real in (False, True):
+        ran = world.deploy("--no-promote", real=is_real)
+        assert ran.status == 0, ran.text
+        [step] = re.findall(r"before_build\n(.*)\nbefore_build: ", ran.out, re.DOTALL)
+        seen.append((re.sub("deploy-[0-9a-f]{8}", "deploy-...", step), ran.err))
+    assert "SigIgn" in seen[0][0] and seen[0] == seen[1]
+
+
 # --- never a traceback ----------------------------------------------------------------
 
 
