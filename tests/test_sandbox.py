@@ -22,7 +22,7 @@ from sandbox import wait_for  # isort: skip
 
 NewApp = Callable[[str], Path]
 OPTION = "--cache-from-running"
-LOGGED_IN: Any = {"SKIP_ECR_AUTH": "1"}  # docker is, or need not be: the aws CLI takes most of a second
+LOGGED_IN: Any = {"SKIP_ECR_AUTH": "1"}  # saves the second that the aws CLI takes
 ALL_OUTPUT: dict[str, Any] = {  # stdout and stderr together, as text
     "stdin": subprocess.DEVNULL,
     "stdout": subprocess.PIPE,

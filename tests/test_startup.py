@@ -185,9 +185,9 @@ def test_it_runs_in_every_way_the_readme_describes(how: str) -> None:
     assert re.search(r"version \d+\.\d+\.\d+(\.dev\d+)?$", done.stdout.strip()), done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads signals and open files from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads signals from /proc")
 def test_a_deploy_that_the_tests_fork_is_as_one_that_is_really_started(world: World) -> None:
-    look = "export -p; pwd; umask; /bin/grep Sig /proc/$PPID/status; /bin/ls /proc/$PPID/fd"
+    look = "export -p; pwd; umask; /bin/grep Sig /proc/$PPID/status"
     world.write("deploy/before_build.sh", f"#!/bin/sh\n{look}\n", 0o755)
     seen = []
     for is_real in (False, True):
