@@ -848,11 +848,12 @@ ECR_HOST = r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a
 
 
 class Ecr(NamedTuple):
-    """A registry in ECR. For another kind that docker is to log in to, write a class like this."""
+    """A registry in ECR. For another kind, write a class like this, for Deploy.get_passwords."""
 
     host: str
     account: str
     region: str
+    username: str = "AWS"
 
     @classmethod
     def of(cls, repository: str) -> Ecr | None:
@@ -944,7 +945,7 @@ class Docker:
         return found
 
     def login(self, registry: Ecr, password: str) -> None:
-        login = f"docker login --username AWS --password-stdin {registry.host}"
+        login = f"docker login --username {registry.username} --password-stdin {registry.host}"
         shell.show(f"{registry.get_password} | {login}")
         if not shell.dry_run:
             shell.capture(login, _in=password, advice=LOGIN_ADVICE)
@@ -1882,8 +1883,6 @@ def usage_problems(settings: Settings, variables: Sequence[str]) -> Iterator[str
             f"Unexpected argument {args[0]!r}. Deploying takes no arguments. To promote an existing"
             " release, use --release. Put docker build arguments after `--`."
         )
-    if {"--push", "--push=true"} & {*args}:
-        yield "Remove --push from the docker build arguments. The push step pushes the image."
     if settings.release and (settings.no_promote or settings.images_from):
         yield "--release cannot be used with --no-promote or --from."
     if settings.images_from and settings.images_from == settings.result:

@@ -290,7 +290,7 @@ def kill_all(home: Path) -> None:
 
 def heed_signals() -> None:
     """Restore signals that a shell ignores for background commands, and that nohup ignores."""
-    for signum in (signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
 
 

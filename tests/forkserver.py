@@ -116,6 +116,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     sys.stdout = sys.__stdout__ = open(1, "w", errors="surrogateescape", closefd=False)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["env"])

@@ -213,7 +213,6 @@ MISTAKES: dict[str, Arrange] = {
     "a build ID instead of a release ID": settings("--release", "BABCDEFGHIJ"),
     "an empty option": settings("--rack", ""),
     "a release with --no-promote": settings("--release", "RABCDEFGHIJ", "--no-promote"),
-    "a build that pushes": settings("--", "--push"),
     "a timeout that is not a number": settings(DEPLOY_TIMEOUT="an hour"),
     "a result in a missing directory": settings("--result", "no/such/dir.json"),
     "a result that would replace the manifest": settings("--result", "docker-compose.yml"),
@@ -466,7 +465,6 @@ VARIANTS: list[tuple[Any, ...]] = [
         "a timeout that is not a number", "an hour", "DEPLOY_TIMEOUT", "-1", "nan", "1" * 8, "1d"
     ),
     *variants("a URL instead of a host", "https://rack.example.com", "CONVOX_HOST", "a b", "a/b"),
-    ("a build that pushes", settings("--", "--push=true"), "", ""),
     ("a variable for the tag", image(f"{ECR}/shop:$TAG"), "", ""),
     ("a variable for the tag", image(f"{ECR}/shop:${{TAG:-latest}}"), "", ""),
     (
