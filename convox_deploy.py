@@ -906,16 +906,17 @@ class Image:
 
 
 class Docker:
-    version = ""  # of the engine
+    version = 0  # of the engine, such as 29
 
     def __init__(self, build_args: list[str]) -> None:
         self.build_args = build_args  # the user's
         self.names: set[str] = set()  # of images, to be removed in the end
-        self.created: set[str] = set()  # repositories that ECR was asked to create
+        self.requested: set[str] = set()  # repositories that ECR was asked to create
 
     def check(self) -> None:
-        version = "docker version --format {{.Server.Version}}"
-        self.version = shell.capture(version, advice=DOCKER_ADVICE, _err_to_out=True).strip()
+        words = "docker version --format {{.Server.Version}}"
+        answer = shell.capture(words, advice=DOCKER_ADVICE, _err_to_out=True)
+        self.version = max(map(int, re.findall(r"(?m)^(\d+)\.", answer)), default=0)
 
     def dockerfile(self, build: Build) -> Path:
         """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
@@ -1022,8 +1023,8 @@ class Docker:
         ecr, advice = Ecr.of(repository), ""  # ECR takes some seconds to know a new repository
         if not ecr or failure.status is None:
             return False
-        if repository not in self.created:
-            self.created.add(repository)
+        if repository not in self.requested:
+            self.requested.add(repository)
             try:
                 ecr.create(repository)
                 return True
@@ -1115,7 +1116,7 @@ class Convox:
         for command in self.options:
             text = shell.capture(f"convox {command} --help", _err_to_out=True)
             self.options[command] = {*re.findall("--[a-z][a-z-]*", text)}
-        if "--app" not in self.options["build"] & self.options["releases promote"]:
+        if not all("--app" in options for options in self.options.values()):
             where = WHERE_TO_GET["convox"]
             raise DeployError(f"`convox` is not the Convox CLI, or too old. Get a new one: {where}")
         if self.rack.url and not self.reads_rack_url:
@@ -1562,7 +1563,7 @@ class Deploy:
                 raise CommandFailed("this needs BuildKit.")
             image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
             source = self.convox.image_of(image, self.outcome.running_before)
-            if not re.match(r"(2[3-9]|[3-9]\d)\.", self.docker.version):
+            if self.docker.version < 23:
                 # Engines before 23 pass on the cache only of images that they have pulled.
                 shell.stream("docker pull --quiet", source)
             image.cache += ["--cache-from", source]

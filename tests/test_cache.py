@@ -178,7 +178,8 @@ def test_the_image_is_pulled_only_for_engines_that_need_it(
     world: World, version: str, pulls: int
 ) -> None:
     """Since 23, the pull makes every second deploy cold with the classic image store."""
-    world.rules["docker version"] = {"out": f"{version}\n"}
+    warning = "WARNING: Error loading config file\n"
+    world.rules["docker version"] = {"out": f"{version}\n", "bytes": [*warning.encode()]}
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
     assert len(world.commands("docker pull")) == pulls
