@@ -1686,8 +1686,6 @@ class Deploy:
         was = before and f" {app} was running {before} when this deploy started."
         if shell.dry_run or self.step_name == "preflight":
             return "Nothing has been changed."
-        if outcome.verified:
-            return f"{app} is running {outcome.release}."
         if outcome.promote_requested:
             return self.state_after_promote(error)
         if outcome.release:
