@@ -220,6 +220,12 @@ MISTAKES: dict[str, Arrange] = {
     "a rack and a URL": settings(
         CONVOX_RACK="a", RACK_URL="https://x:password@y", CONVOX_HOST=None, CONVOX_PASSWORD=None
     ),
+    "a URL for a CLI that does not read it": settings(
+        RACK_URL="https://convox:password@rack.example.com",
+        CONVOX_STANDIN_CLI="2018",
+        CONVOX_HOST=None,
+        CONVOX_PASSWORD=None,
+    ),
     "a URL with another host": settings(RACK_URL="https://convox:x@other"),
     "a URL without a host": settings(
         RACK_URL="rack.example.com", CONVOX_HOST=None, CONVOX_PASSWORD=None
