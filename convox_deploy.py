@@ -367,8 +367,9 @@ def build_with(arguments: dict[str, Any]) -> Build:
 def services_in(text: str) -> dict[str, dict[str, Any]]:
     """Return the keys of each service in a manifest. Raise yaml.YAMLError."""
     top = mapping(yaml.load(text, Loader))
-    services = mapping(top.get("services", top))  # compose v1 has them at the top level
-    return {str(name): mapping(keys) for name, keys in services.items() if str(name)[:2] != "x-"}
+    if "services" not in top:  # compose v1 has them at the top level
+        top["services"] = {name: keys for name, keys in top.items() if str(name)[:2] != "x-"}
+    return {str(name): mapping(keys) for name, keys in mapping(top["services"]).items()}
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -940,7 +941,7 @@ class Docker:
         given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
         found = dict[str, bool]()
         # As racks do, which read one ARG per line.
-        for name, default in re.findall(r"(?m)^[ \t]*ARG[ \t]+(\w+)(=?)", text):
+        for name, default in re.findall(r"(?im)^[ \t]*ARG[ \t]+(\w+)(=?)", text):
             if not re.fullmatch(BUILDKIT_ARG, name) and name not in given:
                 found[name] = found.get(name, False) or bool(default)
         return found
@@ -1131,7 +1132,7 @@ class Convox:
         """Ask the CLI for its current rack, so that nothing changes it during the deploy."""
         if not self.rack.name and not self.rack.host:
             with suppress(CommandFailed):
-                name = shell.capture("convox switch").strip()
+                name = shell.capture("convox switch").strip().rpartition("\n")[2]
                 if re.fullmatch(r"[\w./-]+", name):
                     self.rack.name = name
         self.rack.export()
@@ -1145,7 +1146,8 @@ class Convox:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
         answer = self.ask("convox api get", f"/apps/{self.app}{path}")
         with suppress(Exception):
-            return read(json.loads(answer))
+            # v3 may print errors of other racks before it
+            return read(json.loads(re.split(r"(?m)^(?=[{\[])", answer, maxsplit=1)[-1]))
         why = f"`convox api get` for {self.where} printed no usable answer."
         raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
@@ -1155,7 +1157,7 @@ class Convox:
     @cached_property
     def environment(self) -> dict[str, str]:
         """The app's environment in its newest release. Raise CommandFailed."""
-        lines = self.ask("convox env", "--app", self.app).splitlines()
+        lines = self.ask("convox env", "--app", self.app).split("\n")
         variables = dict(line.split("=", 1) for line in lines if "=" in line)
         learn_secrets(variables)
         return variables
@@ -1206,8 +1208,7 @@ class Convox:
         )
         if shell.dry_run:
             return "RELEASE_ID"
-        # With --id, it is the whole output. Without, it is the last line.
-        match = re.search(rf"(?m)(\A|^Release: )({RELEASE_ID})\Z", output.strip())
+        match = re.search(rf"(?m)^(Release: )?({RELEASE_ID})\Z", output.strip())
         if not match:
             raise CommandFailed(redact(f"It printed no release ID.\n{output}"), "`convox build`", 0)
         return match[2]
@@ -1485,10 +1486,10 @@ class Deploy:
             unknown = {name: arguments[name] for name in arguments if name not in values}
             if unknown:
                 try:
-                    values.update(self.convox.environment)
+                    values = {**self.convox.environment, **values}
                 except CommandFailed as failure:
                     self.report_unknown(unknown, failure.output.splitlines()[-1])
-            image.arguments = {name: values[name] for name in arguments if values.get(name)}
+            image.arguments = {name: values[name] for name in arguments if name in values}
 
     def report_unknown(self, arguments: dict[str, bool], why: str) -> None:
         """Warn of ARGs whose values are not known. Raise DeployError if one has no default."""

@@ -29,8 +29,10 @@ ARGS = {  # the Dockerfile: what docker gets, and whether the rack is asked
     'ARG PKGS="curl VERSION vim"\nARG OTHER=1 \\\n  # the VERSION\n  VERSION=1': ([], True),
     "ARG VERSION=18\nFROM node:$VERSION": (["VERSION"], True),
     "ARG API_KEY\nFROM scratch\nARG API_KEY": (["API_KEY"], True),
-    "ARG OTHER=default\nARG ANOTHER\nARG API\nARG EMPTY": ([], True),
-    "ENV API_KEY=x\n# ARG API_KEY\narg API_KEY\nRUN echo ARG API_KEY": ([], False),
+    "ARG OTHER=default\nARG ANOTHER\nARG API": ([], True),
+    "ARG EMPTY=on": (["EMPTY"], True),  # it is set, to nothing
+    "arg API_KEY": (["API_KEY"], True),
+    "ENV API_KEY=x\n# ARG API_KEY\nRUN echo ARG API_KEY": ([], False),
     "ARG TARGETPLATFORM\nARG BUILDARCH\nARG BUILDKIT_SBOM_SCAN_STAGE=true": ([], False),
     "ARG BUILD_APP\nARG BUILD_GIT_SHA": (["BUILD_APP", "BUILD_GIT_SHA"], False),
 }
@@ -47,7 +49,7 @@ def test_an_arg_gets_the_value_of_the_apps_environment(world: World, dockerfile:
     assert bool(world.commands("convox env")) == is_asked
     values = world.call("docker build --tag").env
     commit = world.call("convox build --app").argv[-3].split()[0]
-    known = {"API_KEY": KEY, "VERSION": "20=x", "BUILD_APP": "shop"}
+    known = {"API_KEY": KEY, "VERSION": "20=x", "EMPTY": "", "BUILD_APP": "shop"}
     for name in expected:
         assert values[name].startswith(known.get(name, commit))
 

@@ -223,3 +223,8 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "docker-compose.yml")
     with pytest.raises(DeployError):  # reading it would hang
         Manifest.load(str(tmp_path / "docker-compose.yml"))
+
+
+def test_only_at_the_top_level_is_x_no_service(tmp_path: Path) -> None:
+    text = f"services: {{x-job: {{image: '{IMAGE}'}}}}\nx-other: {{image: '{IMAGE}'}}\n"
+    assert [service.name for service in read(tmp_path, text).services] == ["x-job"]

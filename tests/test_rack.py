@@ -154,6 +154,26 @@ def test_a_password_in_the_host_is_not_shown(world: World) -> None:
 # --- the convox CLI's own rack --------------------------------------------------------
 
 
+def test_what_the_cli_prints_about_other_racks_is_no_answer(world: World) -> None:
+    """v3 prints an error to stdout for each rack of its own whose Terraform fails."""
+    noise = "err: exit status 1\n"
+    (world.home / "running").write_text("ROLDRELEASE\n")
+    api: list[Rule] = [
+        {"out": f'{noise}{{"release": "{release}", "status": "running"}}\n'}
+        for release in ("ROLDRELEASE", "RNEWRELEASE")
+    ]
+    world.rules = {
+        "convox switch": {"out": f"{noise}org/staging\n"},
+        "convox api get /apps/shop/releases": {"out": f'{noise}[{{"id": "RNEWRELEASE"}}]\n'},
+        "convox api get /apps/shop": {"sequence": [api[0], api[0], api[1]]},
+        "convox build --app": {"out": f"{noise}RNEWRELEASE\n"},
+    }
+    ran = world.deploy(env={**LOGIN, "CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 0, ran.text
+    assert "Deploying shop to org/staging (running: ROLDRELEASE)" in ran.out
+    assert "warning" not in ran.out
+
+
 @pytest.mark.parametrize(
     ("cli", "running"), [*((cli, "ROLDRELEASE") for cli in CLIS), ("2016", ""), ("v3", "")]
 )
