@@ -42,7 +42,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
@@ -1285,7 +1285,8 @@ def result_images(path: str) -> list[dict[str, Any]]:
             if result["status"] == "succeeded" and images:
                 return images
             problem = "is of a failed deploy" if images else "has no images"
-    raise DeployError(f"--from {path} {problem}. Use the --result of a deploy that succeeded.")
+    fix = "Use the --result of a deploy that built images and succeeded."
+    raise DeployError(f"--from {path} {problem}. {fix}")
 
 
 def problem_of(check: Callable[[], None]) -> str:
@@ -1414,7 +1415,7 @@ class Deploy:
                 yield from self.take_images(result_images(self.settings.images_from))
         except DeployError as error:
             yield from error.args
-        yield from self.manifest.conflicts(self.settings.tag)
+        yield from self.manifest.conflicts(self.settings.tag if self.builds_images else None)
         if self.builds_images and not may_change:
             yield from self.docker.missing_files(self.images)
 
@@ -1596,7 +1597,8 @@ class Deploy:
             digest = None
             if repository:
                 prefix = f"{services[0].name} | " if self.manifest.repositories[1:] else ""
-                digest = self.docker.push(image, repository, prefix)
+                pushed = replace(image, services=services)  # errors name the first
+                digest = self.docker.push(pushed, repository, prefix)
             else:
                 echo(f"The release step pushes {names_of(services)} to the rack's registry.")
             self.outcome.images.append(
@@ -1708,7 +1710,8 @@ class Deploy:
             shell.allow_commands(LAST_WORDS_SECONDS)
             with suppress(DeployError):
                 app = self.convox.read_app()
-        is_others = app.release not in (release, self.outcome.running_before, "")
+        before = self.outcome.running_before
+        is_others = app.release not in (release, before, "") and not self.settings.no_verify
         if app.status == "running":
             self.outcome.running = app.release
             if app.release == release:
@@ -1885,20 +1888,22 @@ def usage_problems(settings: Settings, variables: Sequence[str]) -> Iterator[str
         )
     if settings.release and (settings.no_promote or settings.images_from):
         yield "--release cannot be used with --no-promote or --from."
-    if settings.images_from and settings.images_from == settings.result:
+    paths = [os.path.realpath(path) for path in (settings.images_from, settings.result) if path]
+    if len(paths) == 2 and paths[0] == paths[1]:
         yield "--from and --result name the same file. Use two files."
 
 
 def prepare_result(path: Path) -> None:
     """Remove an earlier result, so that it is not mistaken for a new one."""
+    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
+        raise click.UsageError(f"--result {path} is not in an existing, writable directory.")
     if os.path.lexists(path):
         is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
+        is_plain = is_plain and os.access(path, os.R_OK)
         text = path.read_text(errors="replace") if is_plain else "something else"
         if text and f'"tool": "{TOOL}"' not in text:
             raise click.UsageError(f"--result {path} would replace a file that is not a result.")
         path.unlink()
-    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
-        raise click.UsageError(f"--result {path} is not in an existing, writable directory.")
 
 
 def setting(

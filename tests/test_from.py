@@ -126,3 +126,22 @@ def test_the_release_can_have_a_description(world: World, how: str, cli: str) ->
     assert ran.status == 0, ran.text
     argv = world.call("convox build --app").argv
     assert argv[argv.index("--description") + 1] == text
+
+
+@pytest.mark.parametrize("other", ["./deploy.json", "{app}/deploy.json", "link.json"])
+def test_a_result_is_not_lost_by_naming_it_in_other_words(world: World, other: str) -> None:
+    images = first_deploy(world)
+    (world.app / "link.json").symlink_to("deploy.json")
+    other = other.format(app=world.app)
+    paths = [other, "deploy.json"] if other == "link.json" else ["deploy.json", other]
+    ran = world.deploy("--from", paths[0], "--result", paths[1])
+    assert ran.status == 2 and "--from and --result name the same file" in ran.err
+    assert json.loads((world.app / "deploy.json").read_text())["images"] == images
+
+
+def test_a_tag_for_new_images_does_not_matter(world: World) -> None:
+    build = "{{image: '{}/shop:TAG', build: {{context: ., target: {}}}}}"
+    services = ", ".join(f"{name}: {build.format(ECR, name)}" for name in ("web", "api"))
+    first_deploy(world, f"services: {{{services}}}\n")
+    ran = world.deploy("--from", "deploy.json", env={"IMAGE_TAG": "v2"})
+    assert ran.status == 0, ran.text

@@ -118,6 +118,15 @@ def test_the_service_of_a_failed_push_is_in_the_result(world: World) -> None:
     assert (result["failed_step"], result["failed_service"]) == ("push", "job")
 
 
+def test_of_services_that_share_an_image_the_one_whose_push_failed_is_named(world: World) -> None:
+    services = [f"{name}: {{image: '{ECR}/{name}:TAG', build: .}}" for name in ("web", "worker")]
+    world.write("docker-compose.yml", f"services: {{{', '.join(services)}}}\n")
+    world.rules[f"docker push {ECR}/worker"] = {"status": 1, "err": "denied"}
+    ran = world.deploy("--result", "result.json")
+    assert "`docker push` for worker exited with code 1.\n" in ran.err
+    assert result_of(world)["failed_service"] == "worker"
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
 def test_everything_that_was_stopped_is_named(world: World, signum: int) -> None:
     build_rules(world, others={"hang": True})

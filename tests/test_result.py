@@ -164,6 +164,22 @@ def test_a_result_on_a_full_disk_does_not_hide_the_outcome(world: World) -> None
     assert "shop is now running RNEWRELEASE." in ran.out
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
+def test_an_earlier_result_that_cannot_be_removed_is_an_error(world: World) -> None:
+    directory = world.app / "read-only"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    try:
+        (directory / "result.json").write_text(OURS)
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+        ran = world.deploy("--result", "read-only/result.json")
+    finally:
+        subprocess.run(["umount", directory], check=True)
+    assert ran.status == 2 and "Traceback" not in ran.err
+    assert "--result read-only/result.json is not in an existing, writable directory." in ran.err
+    assert world.calls == []
+
+
 # --- never out of date ----------------------------------------------------------------
 
 

@@ -199,6 +199,13 @@ def test_what_is_known_after_a_failed_promote_is_all_that_is_said(
     assert running == (answer["release"] if answer["status"] == "running" else "")
 
 
+def test_without_the_release_before_no_one_else_is_blamed(world: World) -> None:
+    """With --no-verify, preflight does not ask what is running."""
+    world.rules["convox releases promote --app"] = {"status": 1, "err": "ERROR: rollback\n"}
+    err = world.deploy("--no-verify").err
+    assert err.endswith("shop is running ROLDRELEASE again. Fix the cause and deploy again.\n")
+
+
 @pytest.mark.parametrize(
     "after",
     [
