@@ -230,6 +230,7 @@ class Manifest:
 
     path: str = ""
     text: str = ""
+    has_services_key: bool = True
     services: list[Service] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -241,10 +242,11 @@ class Manifest:
             raise DeployError(f"{path} is not a file. {fix}")
         try:
             manifest = cls(path, Path(path).read_bytes().decode())  # keep CRLF line endings
-            services = services_in(manifest.text)
+            top = top_level(manifest.text)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
-        manifest.read(services)
+        manifest.has_services_key = "services" in top
+        manifest.read(services_in(top))
         return manifest
 
     @property
@@ -280,7 +282,7 @@ class Manifest:
         if image is None:
             if self.is_compose and not keys.get("build"):
                 raise ValueError("it has neither `image:` nor `build:`. Add one of them.")
-            if "services" not in self.text:
+            if not self.has_services_key:
                 fix = "Move it under `services:`, or add `image:`."
                 raise ValueError(f"Convox v3 ignores services at the top level. {fix}")
             return Service(name, self.read_build(keys))
@@ -364,12 +366,16 @@ def build_with(arguments: dict[str, Any]) -> Build:
     return Build(args=tuple(args), **given)
 
 
-def services_in(text: str) -> dict[str, dict[str, Any]]:
-    """Return the keys of each service in a manifest. Raise yaml.YAMLError."""
-    top = mapping(yaml.load(text, Loader))
-    if "services" not in top:  # compose v1 has them at the top level
-        top["services"] = {name: keys for name, keys in top.items() if str(name)[:2] != "x-"}
-    return {str(name): mapping(keys) for name, keys in mapping(top["services"]).items()}
+def top_level(text: str) -> dict[str, Any]:
+    """Return the keys of a manifest. Raise yaml.YAMLError."""
+    return mapping(yaml.load(text, Loader))
+
+
+def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the keys of each service."""
+    at_top = {name: keys for name, keys in top.items() if str(name)[:2] != "x-"}  # compose v1
+    services = mapping(top.get("services", at_top))
+    return {str(name): mapping(keys) for name, keys in services.items()}
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -902,6 +908,10 @@ class Image:
         return self.services[0].name
 
     @property
+    def is_in_a_registry(self) -> bool:
+        return all(service.repository for service in self.services)
+
+    @property
     def short_id(self) -> str:
         return self.id.partition(":")[2][:12]
 
@@ -1168,7 +1178,7 @@ class Convox:
             raise CommandFailed("no running release is known.")
         if not self.running:
             path = f"/releases/{release}"
-            self.running = self.get(path, lambda answer: services_in(answer["manifest"]))
+            self.running = self.get(path, lambda answer: services_in(top_level(answer["manifest"])))
         for service in image.services:
             if found := self.running.get(service.name, {}).get("image"):
                 return str(found)
@@ -1415,9 +1425,7 @@ class Deploy:
                 yield from self.take_images(result_images(self.settings.images_from))
         except DeployError as error:
             yield from error.args
-        yield from self.manifest.conflicts(self.settings.tag if self.builds_images else None)
-        if self.builds_images and not may_change:
-            yield from self.docker.missing_files(self.images)
+        yield from self.image_problems(may_change)
 
     def load_manifest(self) -> None:
         self.manifest, images = Manifest.load(self.settings.file), dict[Build, Image]()
@@ -1426,6 +1434,12 @@ class Deploy:
             image = images.setdefault(service.build, Image(service.build, [], local))
             image.services.append(service)
         self.images = list(images.values())
+
+    def image_problems(self, files_may_change: bool) -> Iterator[str]:
+        custom_tag = self.settings.tag if self.builds_images else None
+        yield from self.manifest.conflicts(custom_tag)
+        if self.builds_images and not files_may_change:
+            yield from self.docker.missing_files(self.images)
 
     def check_external(self) -> None:
         """Raise DeployError if the convox CLI cannot push the images that have no repository."""
@@ -1552,8 +1566,7 @@ class Deploy:
             self.load_manifest()
             self.get_passwords()
             self.log_in()
-        conflicts = self.manifest.conflicts(self.settings.tag)
-        if problems := [*conflicts, *self.docker.missing_files(self.images)]:
+        if problems := list(self.image_problems(files_may_change=False)):
             raise DeployError(*problems)
         self.check_external()
         self.set_arguments()
@@ -1618,11 +1631,7 @@ class Deploy:
             files = {name: self.manifest.with_tags(self.tags)}
             if shell.dry_run:
                 self.show_diff(name, files[name])
-            own_images = [
-                image
-                for image in self.images
-                if not all(each.repository for each in image.services)
-            ]
+            own_images = [image for image in self.images if not image.is_in_a_registry]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own_images})
             subject = self.commit.title or next(iter(self.tags.values()))
             about = self.settings.description or f"{subject} {run_url()}".strip()
@@ -1899,8 +1908,8 @@ def prepare_result(path: Path) -> None:
         raise click.UsageError(f"--result {path} is not in an existing, writable directory.")
     if os.path.lexists(path):
         is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
-        is_plain = is_plain and os.access(path, os.R_OK)
-        text = path.read_text(errors="replace") if is_plain else "something else"
+        can_be_ours = is_plain and os.access(path, os.R_OK)
+        text = path.read_text(errors="replace") if can_be_ours else "something else"
         if text and f'"tool": "{TOOL}"' not in text:
             raise click.UsageError(f"--result {path} would replace a file that is not a result.")
         path.unlink()

@@ -197,7 +197,7 @@ def test_without_image_a_compose_file_is_read_as_convox_reads_it(world: World, b
 
 @pytest.mark.parametrize("name", ["convox.yml", "docker-compose.yml"])
 def test_services_that_convox_v3_ignores_are_an_error(world: World, name: str) -> None:
-    world.write(name, "web:\n  build: .\n")
+    world.write(name, "# Our services\nweb:\n  build: .\n")
     ran = world.deploy()
     assert ran.status == 2
     assert "service web: Convox v3 ignores services at the top level. Move it under" in ran.err
