@@ -218,5 +218,6 @@ def test_the_resume_command_names_what_started_the_deploy(world: World, how: str
 def test_in_ci_the_resume_command_is_for_a_job(world: World) -> None:
     for env in ({"CI": "true"}, {"JENKINS_URL": "https://jenkins.example.com/"}):
         ran = world.deploy("--no-promote", env=env)
-        assert "To resume from here, in a job:\n" in ran.out and "cd " not in ran.out
+        assert "To resume from here, in a job:\n" in ran.out
+        assert not re.search(r"\bcd /", ran.out)  # a random image name may end in cd
         assert "CONVOX_PASSWORD" not in ran.out
