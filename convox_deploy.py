@@ -816,7 +816,6 @@ DOCKER_ADVICE = {
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
-    NO_REPOSITORY: "The repository may not exist. Create it, or correct its name.",
     "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
     " run `docker logout https://<registry>`.",
     r"(?i)(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
@@ -1022,7 +1021,8 @@ class Ecr(NamedTuple):
         except CommandFailed as refusal:
             exists = "RepositoryAlreadyExists" in refusal.output
             if not exists and re.search(rf"\bEOF\b|{NO_REPOSITORY}", failure.output):
-                raise DeployError(f"{failure}\nIt was not created. {refusal}") from None
+                why = f"The repository may not exist, and was not created. {refusal}"
+                raise CommandFailed(f"{failure}\n{why}", about=failure.about) from None
             return False
 
 
