@@ -9,7 +9,7 @@ Copy this file into the root of your app and run
 
 A deploy runs deploy/before_build.sh, `docker build`, deploy/after_build.sh, `docker push`,
 `convox build`, deploy/before_release.sh and `convox releases promote`, in this order. It succeeds
-once the rack reports the new release as running.
+once the rack reports the new release as running. --rollback goes back to an older release.
 
 This file reads from the top: the deploy; how it ends; the manifest; docker, ECR, convox, git and
 CI, each with what is known about that program; running commands; the command line.
@@ -65,14 +65,16 @@ __version__ = "0.3.0.dev0"
 TOOL = "convox-deploy"
 HOOKS = "before_build after_build before_release".split()
 STEPS = "preflight before_build build after_build push release before_release promote".split()
+FAILED_FOR_GOOD = "the rack promotes nothing until a person repairs its CloudFormation stack."
 FAILED, NOT_STARTED, TIMED_OUT = 1, 2, 124  # exit codes; 128 + n after signal n
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL; GitHub kills a canceled job after 10
 PUSH_PAUSE = 5  # seconds before a push is repeated
 POLL_SECONDS = 5  # between polls of a rack that is updating
-PATIENCE_SECONDS = 120  # for a rack that does not respond after a promote
-LAST_WORDS_SECONDS = 5  # to ask what is running after a failed promote
+PATIENCE_SECONDS = 120  # for a rack that does not respond while we wait
+LAST_WORDS_SECONDS = 3  # to ask what is running after a promote that was stopped
+DEBUG_SECONDS = [15, 30]  # after which the containers of a promote are looked at, and again
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
-LOG_LINES = 20  # of a failed command
+LOG_LINES, LOG_INDENT = 20, "\n  | "  # of a failed command, and of a container
 T = TypeVar("T")
 
 
@@ -102,11 +104,10 @@ class Deploy:
             self.build()
             self.hook("after_build")
             self.push()
-        if not self.settings.release:
+        if not self.settings.old_release:
             self.release()
         if not self.settings.no_promote:
-            os.environ["RELEASE_ID"] = self.result.release
-            self.hook("before_release")
+            self.before_release()
             self.promote()
         if self.problems:
             self.step_name = "preflight"
@@ -128,11 +129,15 @@ class Deploy:
     def preflight(self) -> None:
         """Check everything that can be checked ahead, and log in to the registries."""
         with self.step("preflight"):
-            problems = [*self.rack.problems(), *hook_problems()]
+            problems = list(self.rack.problems())
+            if not self.settings.rollback:
+                problems += hook_problems()
             problems += self.read_manifest(is_final=not self.has_before_build)
             if problems:
                 raise DeployError(*problems)
-            checks = [self.check_git, self.check_convox]
+            checks = [self.check_convox]
+            if not self.settings.rollback:
+                checks.append(self.check_git)
             if self.settings.builds_images:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             self.problems = shell.parallel(problem_of, checks)
@@ -148,7 +153,9 @@ class Deploy:
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
         settings = self.settings
-        if settings.release or not (is_final or shell.dry_run or os.path.lexists(settings.file)):
+        if settings.old_release or not (
+            is_final or shell.dry_run or os.path.lexists(settings.file)
+        ):
             return
         try:
             self.manifest = Manifest.load(settings.file)
@@ -200,19 +207,40 @@ class Deploy:
                 raise
 
     def check_convox(self) -> None:
-        app = self.convox.check()
-        self.result.running_before = self.result.running = app.release
-        if app.status != "running":
-            waits = "wait for that." if self.convox.is_v3 else "fail until that is over."
-            warn(f"{self.settings.app} is {app.status}. A promote will {waits}")
+        self.note_running(self.convox.check())
+        if self.settings.old_release:
+            self.check_release(self.settings.old_release)
+
+    def note_running(self, app: App) -> None:
+        """Remember what is running: the release to go back to. Raise DeployError."""
+        if app.status == "failed":
+            raise DeployError(f"{self.settings.app} is failed: {FAILED_FOR_GOOD}")
+        if app.status == "running":
+            self.result.running_before = self.result.running = app.release
+
+    def check_release(self, release: str) -> None:
+        """Raise DeployError if a release does not exist, or if no rack would promote it now."""
+        running, created = self.result.running_before, self.convox.created(release)
+        if self.settings.rollback and release == running:
+            raise DeployError(f"{release} is running already.")
+        if self.settings.rollback or running in ("", release):
+            return
+        if "" < created < self.convox.created(running):
+            raise Overtaken(
+                f"{release} was created before {running}, which is running. Racks promote no older"
+                f" release. Deploy again or, to release it all the same, {with_rollback(release)}."
+            )
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
         settings, commit, running = self.settings, self.commit, self.result.running_before
-        what = settings.release or f"{commit.describe} {commit.quoted_subject}"
+        doing = "Rolling back" if settings.rollback else "Deploying"
+        what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        echo(f"Deploying {app} to {self.rack.introduction}", bold=True)
-        echo(f"Running now: {running or 'nothing'}\nManifest: {settings.file}")
+        echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
+        echo(f"Running now: {running or 'nothing'}")
+        if not settings.old_release:
+            echo(f"Manifest: {settings.file}")
         os.environ.update(
             APP_NAME=settings.app,
             RACK_NAME=self.rack.name,
@@ -332,17 +360,73 @@ class Deploy:
             if not shell.dry_run:
                 echo(f"Built release {release} (not live yet).")
 
-    def promote(self) -> None:
-        with self.step("promote"):
-            release = self.result.release
-            if shell.dry_run:
-                return self.convox.promote(release)
-            if newer := self.convox.newer_release(release):
+    def before_release(self) -> None:
+        """Wait for the app's turn, and run the hook."""
+        release = os.environ["RELEASE_ID"] = self.result.release
+        with self.step("before_release"):
+            self.await_turn()
+            if self.settings.rollback:
+                return
+            if not shell.dry_run and (newer := self.convox.newer_release(release)):
                 warn(f"{newer} is newer. Its changes, such as variables, are not in {release}.")
+            path = hook_path("before_release")
+            if "before_release" not in self.hooks and not os.path.lexists(path):
+                return echo(f"There is no {path}.", dim=True)
+            shell.run(str(path), _in=0)
+            self.await_turn()  # again: meanwhile, somebody else may have deployed
+
+    def await_turn(self) -> None:
+        """Wait until nobody else's deploy is under way. What runs then is the way back."""
+        if not shell.dry_run:
+            before = self.result.running_before
+            self.note_running(self.convox.await_settled())
+            if self.result.running_before != before:
+                self.check_release(self.settings.rollback or self.result.release)
+
+    def promote(self) -> None:
+        """Promote, or roll back. What the rack reports then decides, not the CLI's exit code."""
+        with self.step("promote"):
+            if shell.dry_run:
+                return self.request()
+            for warning in shell.warnings:
+                warn(warning)
             self.result.promote_requested, self.result.running = True, ""
-            self.convox.promote(release)
-            self.convox.await_running(release)
-            self.result.running, self.result.verified = release, True
+            failure = None
+            with self.convox.watch_containers():
+                try:
+                    self.request()
+                except CommandFailed as error:
+                    failure = error
+                    if copy := re.search(rf"OK, ({RELEASE_ID})", error.output):
+                        self.result.release = copy[1]
+                    shell.pause(POLL_SECONDS, "waiting for what the rack reports")
+                app = self.convox.await_settled()
+            self.result.running = app.release
+            if app != (self.result.release, "running"):
+                raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
+            self.result.verified = True
+            if failure:
+                warn(f"The rack reports {app.release} running, although {failure}")
+
+    def request(self) -> None:
+        if self.settings.rollback:
+            self.result.release = self.convox.roll_back(self.settings.rollback)
+        else:
+            self.convox.promote(self.result.release)
+
+    def why_not_running(self, app: App, failure: CommandFailed | None) -> str:
+        """Return why another release than ours is running after the promote."""
+        before, release = self.result.running_before, self.result.release or "the new release"
+        if app.status == "failed":
+            return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
+        if app.release != before:
+            return f"Somebody else promoted {app.release or 'nothing'}."
+        if failure and "Waiting for app to be ready... ERROR" in failure.output:
+            return f"The update that it waited for was rolled back. {release} was never requested."
+        if failure and not self.convox.was_busy:
+            return f"The rack did not promote {release}."
+        why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
+        return "\n".join([why, *self.convox.unhealthy.values()])
 
 
 def hook_path(name: str) -> Path:
@@ -390,6 +474,10 @@ class DeployError(Exception):
         if len(self.args) == 1:
             return str(self.args[0])
         return "\n".join("  - " + str(arg).replace("\n", "\n    ") for arg in self.args)
+
+
+class Overtaken(DeployError):
+    """A release that was created after ours is running."""
 
 
 @dataclass
@@ -463,55 +551,69 @@ def as_deploy_error(error: Exception) -> DeployError:
 
 
 def state_after(deploy: Deploy, error: DeployError) -> str:
-    """Return what a failed deploy leaves behind, and what to do."""
+    """Return what a failed deploy leaves behind and, from the second line on, what to do."""
     result = deploy.result
-    was = ""
-    if result.running_before:
-        was = f" {result.app} was running {result.running_before} when this deploy started."
+    was = f" {result.app} was last seen running {result.running}." if result.running else ""
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
     if result.promote_requested:
-        return state_after_promote(deploy, error)
+        return state_after_promote(deploy)
     if result.release:
-        resume = how_to_resume(result.release)
-        return f"Nothing was promoted.{was} Release {result.release} is built. {resume}"
-    if deploy.step_name == "release":
-        builds = deploy.convox.to_type("builds")
-        return f"Nothing was promoted.{was} {builds} shows whether a release was built."
+        resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
+        return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
+    if deploy.step_name == "release" and may_have_released(error):
+        look = f"To look: {deploy.convox.to_type('releases')}."
+        return f"Nothing was promoted.{was} A release may have been built.\n{look}"
     return f"Nothing was released or promoted.{was}"
 
 
-def state_after_promote(deploy: Deploy, error: DeployError) -> str:
-    """Ask the rack what is running after a failed promote, and return what to do."""
-    result, app = deploy.result, App()
-    name, release, before = result.app, result.release, result.running_before
-    if not isinstance(error, Stopped):
-        shell.allow_commands(LAST_WORDS_SECONDS)
-        with suppress(DeployError):
-            app = deploy.convox.read_app()
-    is_others = app.release not in (release, before, "")
-    if app.status == "running":
+def may_have_released(error: DeployError) -> bool:
+    """Return whether `convox build` may have made a release whose ID we do not know."""
+    if isinstance(error, CommandFailed):
+        return error.status == 0 or bool(re.search(UNREACHABLE, error.output))
+    return isinstance(error, Stopped)
+
+
+def state_after_promote(deploy: Deploy) -> str:
+    """Return what is running after a failed promote, and what to do."""
+    convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
+    again = f"To try again, {with_rollback(old) if old else with_release(result.release)}."
+    before, copy = result.running_before or "nothing", ""
+    if old and result.release:
+        copy = f" {result.release}, a copy of {old}, is now the newest release."
+    app = App(result.running, "running") if result.running else ask_once_more(convox)
+    if app.status in SETTLED:
         result.running = app.release
-        if app.release == release:
-            return f"{name} is running {release} after all."
-        if is_others:
-            return f"{name} is running {app.release}, which someone else has promoted."
-        again = f"{app.release} again" if app.release else "no release"
-        return f"{name} is running {again}. Fix the cause and deploy again."
-    if is_others:
-        return f"{name} is {app.status}: someone else is promoting {app.release}."
-    look, cancel = deploy.convox.to_type("apps info"), deploy.convox.to_type("apps cancel")
+        again = again if app.release == result.running_before else "Deploy again."
+        return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
+    if app.status == "updating" and (old or app.release in (result.release, before)):
+        return (
+            f"The promote is still in progress; {before} was running before it.{copy}\n"
+            f"To cancel it: {convox.to_type('apps cancel')}."
+            " That adds a release that copies the newest one."
+        )
     return (
-        f"The promote of {release} was requested and may still be in progress."
-        f" To look: {look}. To cancel it: {cancel}.\n{how_to_resume(release)}"
+        f"The promote was requested and may still be in progress; {before} was running before it."
+        f"{copy}\nTo look: {convox.to_type('apps info')}. {again}"
     )
+
+
+def ask_once_more(convox: Convox) -> App:
+    """Ask the rack what is running, also after a signal."""
+    shell.allow_commands(LAST_WORDS_SECONDS)
+    with suppress(DeployError):
+        return convox.read_app()
+    return App()
 
 
 def print_end(deploy: Deploy, state: str) -> None:
     settings, result = deploy.settings, deploy.result
     if result.status == "failed":
         echo(f"\n{result.failed_step} failed:", err=True, fg="red", bold=True)
-        return echo(f"{result.error}\n{state}", err=True)
+        live, _, what_to_do = state.partition("\n")
+        echo(result.error, err=True)
+        echo(live, err=True, fg="yellow")
+        return echo(what_to_do, err=True) if what_to_do else None
     if settings.dry_run:
         echo("\nIDs in capital letters are known only during a deploy.")
         return echo("Dry run: nothing was changed.", bold=True)
@@ -521,11 +623,21 @@ def print_end(deploy: Deploy, state: str) -> None:
         return echo(how_to_resume(result.release))
     echo(f"\n{result.app} is now running {result.release}.", fg="green", bold=True)
     echo(f"Verified: {deploy.rack.label} reports {result.release} running.")
+    if result.running_before not in ("", result.release):
+        login = "use a login that is allowed to, and " if deploy.convox.is_restricted else ""
+        echo(f"To roll back, {login}{with_rollback(result.running_before)}.")
+
+
+def with_release(release: str) -> str:
+    return f"run the same command with --release {release} (or DEPLOY_RELEASE={release})"
+
+
+def with_rollback(release: str) -> str:
+    return f"run the same command with --rollback {release} (or DEPLOY_ROLLBACK={release})"
 
 
 def how_to_resume(release: str) -> str:
-    same = f"run the same command with --release {release} (or DEPLOY_RELEASE={release})"
-    return f"To resume from here, {same}."
+    return f"To resume from here, {with_release(release)}."
 
 
 def read_result(path: str) -> dict[str, Any]:
@@ -1030,31 +1142,39 @@ class Ecr(NamedTuple):
 
 RELEASE_ID = "R[A-Z]{9,10}"
 CONSOLE = r"(?i)console\.convox\.com(:443)?"
+SETTLED = ("running", "failed")  # failed: a v2 rack whose CloudFormation stack is broken
+REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
+# Only in the last line: an app's own log may contain them, too.
+UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "^ERROR: rollback": "The new containers did not become healthy."
-    " `convox logs` or, with Convox v3, `convox deploy-debug` says why."
-    " If it is `exec format error`, the image is for another architecture:"
-    " build it with `-- --platform linux/amd64`.",
-    "no matching manifest|no match for platform": "The image is not for the rack's architecture."
-    " Build it with `-- --platform linux/amd64`.",
-    "^ERROR: .*(will drop env var|required env:)": "Set the app's variables with"
-    " `convox env set NAME=VALUE`.",
+    "exec format error|no matching manifest|no match for platform|not published for": "The image"
+    " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
+    "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
+    " or unset CONVOX_ENV_DROP_GUARD.",
+    "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "^(ERROR: )?.*build failed": "See the rack's output above. If the rack cannot pull the"
+    "^(ERROR: )?[^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
     " image, add the registry's credentials with `convox registries add`.",
     # from docker on this machine, with --external
     "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
-    r"(no such app|app not found)[^\n]*\Z": "Check APP_NAME and the rack."
+    "ERROR: [^\n]*invalid authentication": "Check CONVOX_HOST and CONVOX_PASSWORD (in CI, whether"
+    " the job gets the secret), or run `convox login`.",
+    "ERROR: [^\n]*(no racks found|no current rack)": "Run `convox switch <rack>`,"
+    " or set CONVOX_HOST and CONVOX_PASSWORD (sudo drops them).",
+    "ERROR: [^\n]*could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
+    "ERROR: [^\n]*app not found": "Check APP_NAME and the rack."
     " To create the app, run `convox apps create <name>`.",
-    "^ERROR: could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
-    r"^ERROR: [^\n]*(\b401$|nable to authenticate|authentication failed|no current rack)": "Check"
-    " CONVOX_HOST and CONVOX_PASSWORD (sudo drops them), or run `convox login`.",
-    "^`convox api get.*^ERROR: [^\n]*(forbidden|: 403|deploy key|not authorized)": "This login is"
-    " not allowed to read the app. Give it the role Rack Read.",
-    # Only in the last line: an app's own log may contain them, too.
-    r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z": "Check"
-    " CONVOX_HOST, and that this machine can reach the rack.",
+    "ERROR: [^\n]*older release": "Somebody else's newer release is running. Deploy again.",
+    "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
+    "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
+    "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
+    "deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
+    " read the environment nor roll back. Give it the roles Rack Read and App Write, use a login,"
+    " or push the images to a registry of your own (`image:` with the tag TAG).",
+    "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
+    " app. Give it the role Rack Read.",
+    UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
 }
 
 
@@ -1120,10 +1240,12 @@ class App(NamedTuple):
 class Convox:
     """The convox CLI, v2 or v3. Its --help shows which one."""
 
-    is_v3 = has_external = False
+    is_v3 = has_external = was_busy = False
+    is_restricted = False  # this login is not allowed to read releases
 
     def __init__(self, app: str, rack: Rack) -> None:
         self.app, self.rack = app, rack
+        self.unhealthy: dict[str, str] = {}  # states and logs of containers, by service
 
     @property
     def target(self) -> list[str]:
@@ -1165,6 +1287,20 @@ class Convox:
     def read_app(self) -> App:
         return self.get("", lambda app: App(str(app["release"] or ""), str(app["status"])))
 
+    def created(self, release: str) -> str:
+        """Return when a release was created, "" if this login may not know. Raise DeployError.
+
+        The times sort as text: RFC 3339 in UTC, of which Go drops trailing zeros.
+        """
+        try:
+            created = self.get(f"/releases/{release}", lambda answer: str(answer["created"]))
+            return created.rstrip("Z")
+        except CommandFailed as failure:
+            if re.search(f"(?i){release}.* not found|not found: {release}", failure.output):
+                fix = f"To list them: {self.to_type('releases')}."
+                raise DeployError(f"There is no release {release}. {fix}") from None
+            return ""
+
     @cached_property
     def environment(self) -> dict[str, str]:
         """The app's environment in its newest release. Raise CommandFailed."""
@@ -1183,10 +1319,12 @@ class Convox:
 
     def newer_release(self, release: str) -> str:
         """Return the newest release if it is a different one and this login can list releases."""
-        with suppress(CommandFailed):
+        try:
             newest = self.get("/releases", lambda releases: dict(releases[0]))
             if newest.get("id") not in (None, release):
                 return f"{newest['id']} ({newest.get('description') or 'no description'})"
+        except CommandFailed as failure:
+            self.is_restricted = bool(re.search(REFUSED, failure.output))
         return ""
 
     def build(
@@ -1206,36 +1344,80 @@ class Convox:
             variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
         options = [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
         output = shell.stream("convox build", *external, *options, only="err", _env=variables)
-        if shell.dry_run:
-            return "RELEASE_ID"
-        match = re.search(rf"(?m)^({RELEASE_ID})\Z", output.strip())
-        if not match:
-            raise CommandFailed(redact(f"It printed no release ID.\n{output}"), "`convox build`", 0)
-        return match[1]
+        return release_id(output, "`convox build`")
 
     def promote(self, release: str) -> None:
         shell.stream("convox releases promote", *self.target, *self.wait, release)
 
-    def await_running(self, release: str) -> None:
-        """Wait until the rack reports the release as running. Raise DeployError."""
-        app, answered = App(), time.monotonic()
-        while app.status != "running":
+    def roll_back(self, release: str) -> str:
+        """Promote a copy of an older release, because racks refuse itself. Return its ID."""
+        options = [*self.target, *self.wait, "--id", release]
+        output = shell.stream("convox releases rollback", *options, only="err")
+        return release_id(output, "`convox releases rollback`")
+
+    def await_settled(self) -> App:
+        """Wait until no update is under way, and return what is running. Raise CommandFailed."""
+        app, answered, self.was_busy = App(), time.monotonic(), False
+        while app.status not in SETTLED:
             try:
                 app, answered = self.read_app(), time.monotonic()
             except CommandFailed:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
-            if app.status == "failed":
-                raise DeployError(
-                    f"The status of {self.app} is failed. See {self.to_type('logs')}."
-                )
-            if app.status != "running":
-                shell.pause(POLL_SECONDS, f"waiting for {self.app} (status: {app.status})")
-        if app.release != release:
-            raise DeployError(
-                f"{self.app} is running {app.release or 'no release'}, not {release}."
-                " Either the rack rolled back, or someone else promoted another release."
-            )
+            if app.status not in SETTLED:
+                doing = f"waiting for {self.app} (status: {app.status})"
+                if not self.was_busy:
+                    echo(doing.capitalize())
+                self.was_busy = True
+                shell.pause(POLL_SECONDS, doing)
+        return app
+
+    @contextmanager
+    def watch_containers(self) -> Iterator[None]:
+        """Meanwhile, print what is wrong with new containers. After a rollback, they are gone."""
+        ended = threading.Event()
+        watcher = threading.Thread(target=self.print_unhealthy, args=[ended], daemon=True)
+        if self.is_v3:
+            watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            while watcher.is_alive():  # TERM would stop the deploy
+                shell.signal_all(SIGKILL, "`convox deploy-debug`")
+                watcher.join(0.05)
+
+    def print_unhealthy(self, ended: threading.Event) -> None:
+        """Look at the containers now and then, unless the CLI, the rack or the login cannot."""
+        started, (pause, next_pause) = time.monotonic(), DEBUG_SECONDS
+        options = ["--lines", str(LOG_LINES), "--no-events", "--app", self.app]
+        with suppress(Exception):
+            while not ended.wait(pause):
+                answer = json.loads(self.ask("convox deploy-debug --output json", *options))
+                age = time.monotonic() - started
+                for pod in answer["pods"] or []:
+                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age:
+                        self.note_unhealthy(pod)
+                pause = next_pause
+
+    def note_unhealthy(self, pod: dict[str, Any]) -> None:
+        """Print a container's state if it is new. Keep its log, which may contain secrets."""
+        with suppress(CommandFailed):
+            learn_secrets(self.environment)
+        state = ". ".join(filter(None, [f"{pod['service']}: {pod['stateDetail']}", pod["hint"]]))
+        if not self.unhealthy.get(pod["service"], "").startswith(state):
+            warn(state)
+        log = str(pod["previousLogs"] or pod["logs"] or "").splitlines()[-LOG_LINES:]
+        self.unhealthy[pod["service"]] = LOG_INDENT.join([state, *log])
+
+
+def release_id(output: str, name: str) -> str:
+    """Return the release ID that a command printed. Raise CommandFailed."""
+    if shell.dry_run:
+        return "RELEASE_ID"
+    if not re.fullmatch(RELEASE_ID, output.strip()):
+        raise CommandFailed(redact(f"It printed no release ID.\n{output}"), name, 0)
+    return output.strip()
 
 
 # --- git and CI -----------------------------------------------------------------------
@@ -1326,13 +1508,14 @@ def report_to_github(result: Result) -> None:
     if not IN_GITHUB or shell.dry_run:
         return
     outputs = f"status={result.status}\nrelease={result.release}\nrunning={result.running}\n"
-    summary = f"### {result.app}: deploy {result.status}\n\n{outputs}\n{result.error}\n"
+    error = re.sub(re.escape(LOG_INDENT) + ".*", "", result.error)  # not the app's own lines
+    summary = f"### {result.app}: deploy {result.status}\n\n{outputs}\n{error}\n"
     summary = summary.replace("\n", "\n    ")  # which shows it as it is
     for variable, text in ("GITHUB_OUTPUT", outputs), ("GITHUB_STEP_SUMMARY", summary):
         with suppress(OSError), open(env(variable), "a") as file:
             file.write(text)
-    if result.error:
-        text = result.error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    if error:
+        text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         echo(f"::error title={result.failed_step} failed::{text}")
 
 
@@ -1370,7 +1553,7 @@ def learn_url_password(url: str) -> None:
 def redact(text: str) -> str:
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text
+    return re.sub(r"(//[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)  # passwords in URLs
 
 
 def echo(text: str, err: bool = False, **style: Any) -> None:
@@ -1439,6 +1622,7 @@ class Shell:
 
     def __init__(self) -> None:
         self.running: dict[int, str] = {}  # names of commands by process group
+        self.warnings: list[str] = []  # of convox, about variables that the release loses
 
     def run(self, words: str, *arguments: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
@@ -1494,6 +1678,8 @@ class Shell:
         for line in command:
             if line.strip() or not label:
                 echo(label + line.rstrip("\n"))
+            if "will drop env var" in line:
+                self.warnings.append(line.strip())
 
     def await_end(self, command: Any) -> None:
         """Wait until a command and, if it was stopped, its children have ended."""
@@ -1579,9 +1765,10 @@ class Shell:
             self.deadline = time.monotonic() + GRACE_SECONDS
             self.signal_all(SIGTERM)
 
-    def signal_all(self, signum: int) -> None:
-        for group in list(self.running):
-            kill_group(group, signum)
+    def signal_all(self, signum: int, name: str = "") -> None:
+        for group, running in list(self.running.items()):
+            if running.startswith(name):
+                kill_group(group, signum)
 
     def what_is_running(self) -> str:
         names = ", ".join(self.running.values())
@@ -1634,10 +1821,11 @@ PATTERNS = {
     "app": ("[a-z][a-z0-9-]*", "an app name: lowercase letters, digits and dashes"),
     "tag": (r"\w[\w.-]{0,127}", "an image tag: up to 128 letters, digits, dots, dashes"),
     "release": (RELEASE_ID, "a release ID. `convox releases` lists them"),
+    "rollback": (RELEASE_ID, "a release ID. `convox releases` lists them"),
 }
 OURS = re.compile(
     "--(app|rack|skip-ecr-login|timeout|result|from|description|cache-from-running|parallel|dry-run"
-    "|no-promote|release)(=.*)?"
+    "|no-promote|release|rollback)(=.*)?"
 )
 
 
@@ -1659,6 +1847,7 @@ class Settings:
     dry_run: bool
     no_promote: bool
     release: str | None
+    rollback: str | None
     docker_build_args: tuple[str, ...]
 
     @property
@@ -1668,8 +1857,12 @@ class Settings:
         return source_of(self.app, otherwise, "APP_NAME", "CONVOX_APP")
 
     @property
+    def old_release(self) -> str | None:
+        return self.rollback or self.release
+
+    @property
     def builds_images(self) -> bool:
-        return not (self.release or self.images_from)
+        return not (self.old_release or self.images_from)
 
     def problems(self) -> Iterator[str]:
         """Yield values that cannot be used, or not together."""
@@ -1691,11 +1884,11 @@ class Settings:
         if len(paths) == 2 and paths[0] == paths[1]:
             yield "--from and --result name the same file. Use two files."
 
-    def for_release(self) -> Settings:
-        """Return them for --release, which wins over what is about building or stopping."""
+    def for_old_release(self) -> Settings:
+        """Return them for --release or --rollback, which win over what is about building."""
         return replace(
             self, tag=None, images_from=None, cache_from_running=False, no_promote=False,
-            docker_build_args=(),
+            docker_build_args=(), release=None if self.rollback else self.release,
         )  # fmt: skip
 
 
@@ -1745,6 +1938,7 @@ BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
 @setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
 @setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
 @setting("--release", str, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
+@setting("--rollback", str, "DEPLOY_ROLLBACK", "Go back to an older release.", metavar="R...")
 @click.version_option(__version__)
 @click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar=BUILD_ARGS)
 def main(**options: Any) -> None:
@@ -1754,8 +1948,8 @@ def main(**options: Any) -> None:
     used. Arguments after -- are passed to docker build.
     """
     settings = Settings(**options)
-    if settings.release:
-        settings = settings.for_release()
+    if settings.old_release:
+        settings = settings.for_old_release()
     if problems := list(settings.problems()):
         raise click.UsageError("\n".join(problems))
     if settings.result and not settings.dry_run:
