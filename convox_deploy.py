@@ -31,7 +31,9 @@ import difflib
 import json
 import os
 import re
+import select
 import shlex
+import shutil
 import signal
 import tempfile
 import threading
@@ -138,17 +140,24 @@ class Deploy:
             checks = [self.check_convox]
             if not self.settings.rollback:
                 checks.append(self.check_git)
-            if self.settings.builds_images:
+            if self.images or self.has_before_build:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
-            self.problems = shell.parallel(problem_of, checks)
-            if not any(self.problems):
-                self.problems = [problem_of(self.prepare_builds)]
-            self.problems = list(filter(None, self.problems))
+            shell.parallel(self.note_problem, checks)
+            if not self.problems:
+                self.note_problem(self.prepare_builds)
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
             for problem in self.problems:
                 warn(problem)
             self.introduce()
+
+    def note_problem(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except Stopped:
+            raise
+        except DeployError as error:
+            self.problems.append(str(error))
 
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
@@ -170,41 +179,61 @@ class Deploy:
         yield from self.manifest.conflicts(bool(settings.tag and settings.builds_images))
 
     def prepare_builds(self) -> None:
-        """Check what docker and the convox CLI have to do. Raise DeployError."""
-        services = [service for service in self.manifest.services if not service.repository]
-        if services and not self.convox.has_external:
-            fix = f"Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
-            problem = f"This convox CLI cannot push the images of {names_of(services)}."
-            raise DeployError(f"{self.settings.file}: {problem} {fix}")
+        """Check what this manifest needs from docker and the rack. Raise DeployError."""
+        if problem := self.problem_of_manifest():
+            raise DeployError(f"{self.settings.file}: {problem}")
+        known = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
+        arguments: dict[str, bool] = {}
         for image in self.images:
-            arguments = self.docker.arguments(image.build)
-            known = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
-            if arguments.keys() - known.keys():
-                known = {**self.environment_for(arguments), **known}
-            image.arguments = {name: known[name] for name in arguments if name in known}
+            arguments.update(self.docker.arguments(image.build))
+        needs_environment = self.manifest.as_they_are or self.manifest.required
+        if needs_environment or arguments.keys() - known.keys():
+            known = {**self.read_environment(arguments), **known}
+        for image in self.images:
+            names = self.docker.arguments(image.build)
+            image.arguments = {name: known[name] for name in names if name in known}
+            for name in filter(READ_BY_DOCKER.fullmatch, image.arguments):
+                why = f"ARG {name}: docker itself would follow the app's value."
+                raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
 
-    def environment_for(self, arguments: dict[str, bool]) -> dict[str, str]:
-        """Return what a rack gives to a Dockerfile's ARGs. Raise DeployError if one needs it."""
+    def problem_of_manifest(self) -> str:
+        """Return why this convox CLI cannot deploy the manifest as it is meant."""
+        manifest, file = self.manifest, self.settings.file
+        if manifest.as_they_are and not self.convox.has_external:
+            fix = f"Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
+            return f"no `image:` for {names_of(manifest.as_they_are)}. {fix}"
+        if self.convox.is_v3 and manifest.is_v1:
+            why = "Convox v3 ignores services at the top level, and would remove what runs."
+            return f"{why} Move them under `services:`."
+        is_default = file == "docker-compose.yml" and not self.settings.is_file_named
+        if self.convox.is_v3 and is_default and not manifest.services:
+            return f"Convox v3 reads only convox.yml by itself. If you mean it, add: -m {file}"
+        return ""
+
+    def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
+        """Return the app's environment. Raise DeployError if it is needed, or lacks a value."""
         try:
-            return self.convox.environment
+            environment = self.convox.environment
         except CommandFailed as failure:
-            required = [name for name in arguments if not arguments[name]]
-            names, why = required or [*arguments], failure.output.splitlines()[-1]
-            problem = (
-                f"ARG {', '.join(names)} may come from the app's environment, which cannot be read:"
-                f" {why}\nTo give a value, set the variable and add `-- --build-arg {names[0]}`."
-            )
-            if required:
-                raise DeployError(problem) from None
-            warn(problem)
+            # `convox build --external` reads it, too, after our builds.
+            if self.manifest.as_they_are or not all(arguments.values()):
+                raise
+            names = ", ".join(arguments)
+            warn(f"{failure}\nThese ARGs keep their defaults: {names}.")
             return {}
+        if missing := self.manifest.required - environment.keys():
+            fix = f"Set them with {self.convox.to_type('env set')} NAME=VALUE."
+            raise DeployError(f"The app has no value for {', '.join(sorted(missing))}. {fix}")
+        return environment
 
     def check_git(self) -> None:
+        makes_tags = any(self.manifest.repositories) and not self.settings.tag
         try:
             self.commit = read_commit()
-        except CommandFailed:
-            if self.settings.builds_images and not self.settings.tag:
+        except CommandFailed as failure:
+            if self.settings.builds_images and (makes_tags or self.has_before_build):
                 raise
+            warn(str(failure))
 
     def check_convox(self) -> None:
         self.note_running(self.convox.check())
@@ -240,13 +269,27 @@ class Deploy:
         echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
         echo(f"Running now: {running or 'nothing'}")
         if not settings.old_release:
-            echo(f"Manifest: {settings.file}")
+            echo(f"Manifest: {settings.file}{self.manifest.summary}")
+            for warning in self.manifest.warnings + self.docker.warnings(self.images):
+                warn(warning)
+            self.warn_of_used_tag()
+        self.export()
+
+    def warn_of_used_tag(self) -> None:
+        """Racks may keep the image that they have under a tag."""
+        tag, running = self.settings.tag, self.result.running_before
+        with suppress(CommandFailed):
+            if tag and f":{tag}" in " ".join(self.convox.images_of(running).values()):
+                warn(f"The running {running} has images with the tag {tag}, too.")
+
+    def export(self) -> None:
+        """Set the variables that hooks get."""
         os.environ.update(
-            APP_NAME=settings.app,
+            APP_NAME=self.settings.app,
             RACK_NAME=self.rack.name,
-            GIT_HASH=commit.hash,
-            GIT_BRANCH=commit.branch,
-            GIT_DESCRIPTION=commit.title,
+            GIT_HASH=self.commit.hash,
+            GIT_BRANCH=self.commit.branch,
+            GIT_DESCRIPTION=self.commit.title,
         )
 
     def log_in(self) -> None:
@@ -276,8 +319,8 @@ class Deploy:
             if "after_build" in self.hooks and not shell.dry_run:  # the hook may run the images
                 for image in self.images:
                     self.docker.inspect(image)
-        os.environ["DOCKER_TAG"] = self.images[0].local
-        for image in self.images:
+        for image in reversed(self.images):
+            os.environ["DOCKER_TAG"] = image.local
             for service in image.services:
                 suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
                 os.environ[f"DOCKER_TAG_{suffix}"] = image.local
@@ -285,6 +328,8 @@ class Deploy:
     def read_changed_manifest(self) -> None:
         """Check and use what before_build.sh may have changed. Raise DeployError."""
         repositories = self.manifest.repositories
+        self.check_git()
+        self.export()
         if problems := list(self.read_manifest(is_final=True)):
             raise DeployError(*problems)
         if self.manifest.repositories != repositories:
@@ -347,7 +392,7 @@ class Deploy:
                 echo("\n".join(diff))
             own = [image for image in self.images if not image.is_in_a_registry]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
-            title = self.commit.title or self.manifest.services[0].tag
+            title = self.commit.title or self.settings.app
             about = self.settings.description or f"{title} {run_url()}".strip()
             with tempfile.TemporaryDirectory(prefix="convox-deploy-") as directory:
                 for path, text in files.items():
@@ -440,6 +485,8 @@ def hook_problems() -> Iterator[str]:
             yield f"{path} is not a file. Replace it with a script, or remove it."
         elif not os.access(path, os.X_OK):
             yield f"{path} is not executable. Run: chmod +x {path}"
+        elif problem := shebang_problem(path):
+            yield f"{path} {problem}"
     for path in Path().glob("[Dd][Ee][Pp][Ll][Oo][Yy]/*"):
         name = path.name.partition(".")[0].lower()
         for hook in difflib.get_close_matches(name, HOOKS, 1, 0.85):
@@ -447,14 +494,17 @@ def hook_problems() -> Iterator[str]:
                 yield f"{path} is never run. Rename it to {hook_path(hook)}."
 
 
-def problem_of(check: Callable[[], None]) -> str:
-    try:
-        check()
-    except Stopped:
-        raise
-    except DeployError as error:
-        return str(error)
-    return ""
+def shebang_problem(path: Path) -> str:
+    """Return why a script could not start, "" if it can or is a binary."""
+    with path.open("rb") as file:
+        line = file.readline(1000)
+    if line.endswith(b"\r\n"):
+        return f"has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}"
+    words = line.decode(errors="replace").split()
+    if line.startswith(b"#!") and words:
+        program = words[1] if words[0].endswith("/env") and words[1:] else words[0][2:]
+        return "" if shutil.which(program) else f"needs {program}, which is not installed here."
+    return "" if b"\0" in line else "must start with a line such as #!/bin/sh."
 
 
 def names_of(services: Iterable[Service]) -> str:
@@ -516,6 +566,8 @@ def run_deploy(settings: Settings) -> int:
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
         result.error = redact(str(error))
+        if isinstance(error, Stopped) and deploy.step_name == "preflight":
+            result.error = redact("\n".join([str(error), *deploy.problems]))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
@@ -696,6 +748,7 @@ REPOSITORY = r"""(?x)
 """
 CONVOX_KEYS = {"path": "context", "manifest": "dockerfile", "args": "args"}
 COMPOSE_KEYS = {key: key for key in ("context", "dockerfile", "args", "target")}
+OTHER_MANIFESTS = "../convox.yml docker-compose.yaml compose.yml compose.yaml convox.yaml".split()
 IGNORED_KEYS = {"cache_from", "cache_to", "tags", "labels"}  # the image is the same
 
 
@@ -711,6 +764,8 @@ class Build(NamedTuple):
     @property
     def path(self) -> str:
         """Return where `convox build` expects the Dockerfile."""
+        if "://" in self.context:  # docker finds it there
+            return self.dockerfile
         return os.path.normpath(os.path.join(self.context, self.dockerfile))
 
 
@@ -731,36 +786,64 @@ class Manifest:
 
     text: str = ""
     services: list[Service] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # services with images from elsewhere
+    is_v1: bool = False  # its services are at the top level
+    required: set[str] = field(default_factory=set)  # variables that the app must have
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str) -> Manifest:
         """Read a manifest. Raise DeployError with all its problems."""
         if not os.path.isfile(path):
             fix = "Run this in the app's root, or set DOCKER_COMPOSE to your manifest."
+            for other in filter(os.path.isfile, OTHER_MANIFESTS):
+                fix = f"Do you mean {other}? Add: -m {other}"
+                if other.startswith("../"):
+                    fix = f"{other} is there. Run this in the parent directory."
             raise DeployError(f"{path} is not a file. {fix}")
+        is_compose = "compose" in os.path.basename(path)
         try:
             text = Path(path).read_bytes().decode()  # keep CRLF line endings
-            top = top_level(text)
+            top = top_level(text, Loader if is_compose else ConvoxLoader)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
-        problems, others, services = list[str](), list[str](), list[Service]()
+        manifest, problems = cls(text, is_v1="services" not in top), list[str]()
         for name, keys in services_in(top).items():
             try:
-                if service := read_service(name, keys, text, "compose" in os.path.basename(path)):
-                    services.append(service)
-                else:
-                    others.append(f"{name} ({keys['image']})")
-                if service and not service.repository and "services" not in top:
-                    raise ValueError("Convox ignores services at the top level of a convox.yml.")
+                manifest.add(name, keys, is_compose)
             except ValueError as error:
                 problems.append(f"{path}: service {name}: {error}")
-        if not services and not problems:
-            found = ", ".join(others) or "no services"
+        if not (manifest.services or problems) and os.path.exists("Dockerfile"):
+            found = ", ".join(manifest.others) or "no services"
             fix = f"`build: .` (Convox v3), or an image with the tag TAG: {EXAMPLE_IMAGE}"
             problems.append(f"{path}: there is nothing to build: {found}. Add {fix}")
         if problems:
             raise DeployError(*problems)
-        return cls(text, services)
+        if not is_compose:
+            manifest.required = required_variables(top)
+        return manifest
+
+    def add(self, name: str, keys: dict[str, Any], is_compose: bool) -> None:
+        """Add a service. Raise ValueError."""
+        if service := read_service(name, keys, self.text, is_compose):
+            self.services.append(service)
+        else:
+            self.others.append(f"{name} ({keys['image']})")
+        for part in [keys, *keys.values()]:
+            if lost := merged(part) - mapping(part).keys():
+                names = ", ".join(sorted(lost))
+                self.warnings.append(f"service {name}: Convox ignores merge keys (<<): {names}")
+
+    @property
+    def as_they_are(self) -> list[Service]:
+        """The services whose images convox pushes to the rack's registry."""
+        return [service for service in self.services if not service.repository]
+
+    @property
+    def summary(self) -> str:
+        if self.services:
+            return ""
+        return f" (builds nothing; images from elsewhere: {len(self.others)})"
 
     @property
     def repositories(self) -> list[str]:
@@ -814,6 +897,23 @@ class Manifest:
                 yield f"service {service.name} would get the image of another build. {fix}"
 
 
+def merged(keys: Any) -> set[str]:
+    """Return the keys that a merge key (<<) brings."""
+    value = mapping(keys).get("<<")
+    return {
+        str(key)
+        for part in (value if isinstance(value, list) else [value])
+        for key in mapping(part)
+    }
+
+
+def required_variables(top: dict[str, Any]) -> set[str]:
+    """Return the variables in the lists `environment:` that have no default."""
+    lists = [keys.get("environment") for keys in [top, *services_in(top).values()]]
+    names = {str(name) for each in lists if isinstance(each, list) for name in each}
+    return {name for name in names if "=" not in name and name != "*"}
+
+
 class Scalar(str):
     """A YAML scalar as written, with its position in the text."""
 
@@ -834,9 +934,19 @@ for kind in ("str", "bool", "int", "float", "timestamp", "value"):
 Loader.add_multi_constructor("!", lambda *_: None)  # custom tags, such as !reset
 
 
-def top_level(text: str) -> dict[str, Any]:
+class ConvoxLoader(Loader):
+    """Loads merge keys (<<) as ordinary keys: in a convox.yml, Convox ignores them."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        pass
+
+
+ConvoxLoader.add_constructor("tag:yaml.org,2002:merge", Loader.scalar)
+
+
+def top_level(text: str, loader: Any = Loader) -> dict[str, Any]:
     """Return the keys of a manifest. Raise yaml.YAMLError."""
-    return mapping(yaml.load(text, Loader))
+    return mapping(yaml.load(text, loader))
 
 
 def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -853,9 +963,15 @@ def mapping(value: Any) -> dict[str, Any]:
 def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -> Service | None:
     """Return a service, or None if its image is third-party. Raise ValueError."""
     image = keys.get("image")
+    if name == "<<" or {"build", "image"} & merged(keys) - keys.keys():
+        raise ValueError("Convox ignores merge keys (<<). Write out what they bring.")
+    if not is_compose and not re.fullmatch("[a-z][a-z0-9-]*", name):
+        raise ValueError("Convox allows only lowercase letters, digits and dashes in its name.")
+    if not is_compose and isinstance(keys.get("environment"), dict):
+        raise ValueError("environment must be a list, with lines such as `- NAME=value`.")
     if image is None and is_compose:
         raise ValueError(
-            f"a Compose file needs an image here. Add this line: image: {EXAMPLE_IMAGE}"
+            f"a Compose file needs an image here. Add the line `image: {EXAMPLE_IMAGE}`"
         )
     if image is None:
         return Service(name, read_build(keys, CONVOX_KEYS))
@@ -889,22 +1005,38 @@ def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
             fix = "Use a docker build option after `--`."
             raise ValueError(f"build.{key} is not supported. {fix}")
     given.update({names[key]: value for key, value in build.items() if key in names})
-    args = given.pop("args", None) or []
-    if isinstance(args, dict):
-        args = [name if value is None else f"{name}={value}" for name, value in args.items()]
-    given = {name: value for name, value in given.items() if value}
-    for word in [*given.values(), *args]:
-        if not isinstance(word, str) or "$" in word:
-            fix = "Write a string without variables, or use a docker build option after `--`."
-            raise ValueError(f"`build:` contains {word!r}. {fix}")
+    args = read_args(given.pop("args", None) or [], may_be_mapping=names is COMPOSE_KEYS)
+    given = {name: checked_word(value) for name, value in given.items() if value}
     for name in given.keys() & {"context", "dockerfile"}:  # `.` and `./` are the same build
         if "://" not in given[name]:
             given[name] = os.path.normpath(given[name])
-    return Build(args=tuple(args), **given)
+    return Build(args=tuple(map(checked_word, args)), **given)
+
+
+def read_args(args: Any, may_be_mapping: bool) -> list[Any]:
+    """Return build arguments as NAME=VALUE or NAME. Raise ValueError."""
+    if may_be_mapping and isinstance(args, dict):
+        return [name if value is None else f"{name}={value}" for name, value in args.items()]
+    if not isinstance(args, list):
+        raise ValueError("build.args must be a list, with lines such as `- NAME=value`.")
+    return args
+
+
+def checked_word(word: Any) -> str:
+    if not isinstance(word, str) or "$" in word:
+        fix = "Write a string without variables, or use a docker build option after `--`."
+        raise ValueError(f"`build:` contains {word!r}. {fix}")
+    return word
 
 
 # --- docker ---------------------------------------------------------------------------
 
+# What docker, its credential helpers or the loader read from their environment.
+READ_BY_DOCKER = re.compile(
+    "(?i)PATH|HOME|TMPDIR|(LD|DYLD|DOCKER|BUILDX|BUILDKIT|SSL_CERT)_.*|.*_PROXY"
+    "|AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|PROFILE|.*_FILE)"
+)
+MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
 IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
@@ -976,6 +1108,27 @@ class Docker:
     def check(self) -> None:
         shell.capture("docker version --format {{.Server.Version}}", _err_to_out=True)
 
+    def warnings(self, images: list[Image]) -> list[str]:
+        """Return what may surprise about the images, before they are built."""
+        warnings = []
+        platform = env("DOCKER_DEFAULT_PLATFORM") or any(image.build.platform for image in images)
+        if images and MACHINE in ("arm64", "aarch64") and not (platform or self.given_platform):
+            fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
+            warnings.append(f"builds linux/arm64. {fix}")
+        repositories = {each.repository for image in images for each in image.services} - {""}
+        for registry in sorted({repository.partition("/")[0] for repository in repositories}):
+            if not (re.fullmatch(ECR_HOST, registry) or may_be_logged_in(registry)):
+                warnings.append(
+                    f"docker has no login to {registry}. If needed: docker login {registry}"
+                )
+        return warnings
+
+    @property
+    def given_platform(self) -> str:
+        """The platforms that are asked for after `--`."""
+        found = re.findall(r"\0--platform[\0=]([^\0]+)", "\0" + "\0".join(self.build_args))
+        return found[-1] if found else ""
+
     def dockerfile(self, build: Build) -> Path:
         """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
         given = re.search(r"(?:^|\0)(?:-f|--file)[\0=]?([^\0]+)", "\0".join(self.build_args))
@@ -994,7 +1147,8 @@ class Docker:
         """Return the ARGs of a build's Dockerfile that nothing sets: True with a default."""
         path = self.dockerfile(build)
         text = path.read_text(errors="replace") if path.is_file() else ""
-        options = [f"--build-arg={arg}" for arg in build.args] + list(self.build_args)
+        # A name without a value in `args:` gets the app's value.
+        options = [f"--build-arg={arg}" for arg in build.args if "=" in arg] + [*self.build_args]
         given = re.findall(r"--build-arg[ =](\w+)", " ".join(options))
         found = dict[str, bool]()
         # As racks do, which read one ARG per line.
@@ -1015,9 +1169,10 @@ class Docker:
         for arg in build.args + tuple(image.arguments):
             options += ["--build-arg", arg]
         options += option("--target", build.target) + option("--platform", build.platform)
-        options += [*self.build_args, build.context]
+        options += [arg.replace("{service}", image.name) for arg in self.build_args]
+        options.append(build.context)
         # By default, the attestations of buildx give each build a new image ID.
-        variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, **image.arguments}
+        variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack(), **image.arguments}
         shell.run("docker build --tag", image.local, *options, about=image.name, _env=variables)
         image.build_seconds = round(time.monotonic() - started, 3)
 
@@ -1026,8 +1181,10 @@ class Docker:
         words, fields = "docker image inspect --format", "{{.Id}} {{.Os}}/{{.Architecture}}"
         answer = shell.capture(words, fields, image.local, about=image.name)
         image.id, _, image.platform = answer.strip().partition(" ")
+        image.id = f"sha256:{image.id.rpartition(':')[2]}"  # podman prints the digits alone
         if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
+        image.platform = self.given_platform or image.platform  # docker names one of several
 
     def push(self, image: Image, reference: str, service: str) -> str | None:
         """Tag and push an image. Return the digest, if known. A push that fails is repeated once.
@@ -1067,7 +1224,22 @@ class Docker:
         """Remove image names. The layers stay, as cache for the next build."""
         if self.names and not shell.dry_run:
             shell.allow_commands(GRACE_SECONDS)
-            shell.capture("docker image rm --no-prune", *self.names)
+            try:
+                shell.capture("docker image rm --no-prune", *self.names)
+            except Stopped:
+                echo(f"Left in docker: {', '.join(sorted(self.names))}", err=True)
+                raise
+
+
+def may_be_logged_in(registry: str) -> bool:
+    """Return whether docker's configuration has a login to a registry, or may find one."""
+    path = Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    key = "https://index.docker.io/v1/" if registry == "docker.io" else registry
+    with suppress(OSError, ValueError):
+        config = mapping(json.loads(path.read_text()))
+        has_helper = "credsStore" in config or registry in mapping(config.get("credHelpers"))
+        return has_helper or key in mapping(config.get("auths"))
+    return False
 
 
 # --- ECR ------------------------------------------------------------------------------
@@ -1109,7 +1281,8 @@ class Ecr(NamedTuple):
         shell.show(f"{get_password} | {login}")
         password = shell.capture(get_password).strip()
         if not re.fullmatch("[!-~]+", password):
-            raise DeployError(f"`{get_password}` printed no password.")
+            what = "more than a password. Run it without a terminal" if password else "no password"
+            raise DeployError(f"`{get_password}` printed {what}.")
         learn_secrets({"password": password})
         if not shell.dry_run:
             shell.capture(login, _in=password)
@@ -1142,6 +1315,7 @@ class Ecr(NamedTuple):
 
 RELEASE_ID = "R[A-Z]{9,10}"
 CONSOLE = r"(?i)console\.convox\.com(:443)?"
+TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
 SETTLED = ("running", "failed")  # failed: a v2 rack whose CloudFormation stack is broken
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
@@ -1204,13 +1378,16 @@ class Rack:
         convox_host = env("CONVOX_HOST")
         if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
-        if self.url.strip() and (self.name or convox_host not in self.url):
+        is_other = convox_host and convox_host.lower() != self.host.lower()
+        if self.url.strip() and (self.name or is_other):
             yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
         if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", convox_host):
             shown = convox_host.rpartition("@")[2]
             yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
         if self.password != self.password.strip():
             yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
+        if re.fullmatch("([\"']).*\\1", self.password):
+            yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
         if bool(convox_host) != bool(self.password) and not self.name and not self.url:
             missing = "CONVOX_PASSWORD" if convox_host else "CONVOX_HOST"
             why = f"{missing} is not set, so convox would use the rack it is logged in to."
@@ -1334,16 +1511,24 @@ class Convox:
 
         convox pushes `own_images`, which the manifest does not name, to the rack's registry.
         """
-        external, variables = list[str](), dict(os.environ)
+        external, variables = list[str](), {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
         if own_images:
             external = ["--external"]
-            # Other builders do not find our images, and images of others must fit the rack, too.
-            variables["BUILDX_BUILDER"] = "default"
+            variables.pop("BUILDX_BUILDER", None)  # other builders do not find our images
+            # What is not ours must fit the rack, too.
             variables["DOCKER_DEFAULT_PLATFORM"] = own_images[0].platform
         if git_dir:
             variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
         options = [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
-        output = shell.stream("convox build", *external, *options, only="err", _env=variables)
+        build = ["convox build", *external, *options]
+        try:
+            output = shell.stream(*build, only="err", _env=variables)
+        except CommandFailed as failure:
+            if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
+                raise
+            warn(f"{failure}\nNothing was released. Trying once more in {PUSH_PAUSE} s.")
+            shell.pause(PUSH_PAUSE)
+            output = shell.stream(*build, only="err", _env=variables)
         return release_id(output, "`convox build`")
 
     def promote(self, release: str) -> None:
@@ -1428,6 +1613,7 @@ GIT_ADVICE = {"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}
 BRANCHES = """
     BRANCH_NAME GIT_BRANCH GITHUB_HEAD_REF GITHUB_REF_NAME CI_COMMIT_BRANCH BUILDKITE_BRANCH
     CIRCLE_BRANCH TRAVIS_BRANCH DRONE_BRANCH BITBUCKET_BRANCH
+    CI_COMMIT_REF_NAME CIRCLE_TAG BITBUCKET_TAG TAG_NAME
 """.split()
 RUN_URLS = """
     BUILD_URL CI_JOB_URL BUILDKITE_BUILD_URL CIRCLE_BUILD_URL TRAVIS_BUILD_WEB_URL DRONE_BUILD_LINK
@@ -1461,16 +1647,20 @@ def read_commit() -> Commit:
     """Return the checked-out commit. Raise CommandFailed."""
 
     def git(words: str) -> str:
-        text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", shell.capture(f"git {words}"))
-        return text.replace("##[", "## [").strip()  # which would be a command in GitHub Actions
+        return clean(shell.capture(f"git {words}"))
 
     if not any(Path(parent, ".git").exists() for parent in Path(".git").absolute().parents):
         return Commit()
     sha, _, subject = git("log -1 --no-show-signature --format=%H%x20%s").partition(" ")
-    branch, git_dir = git("rev-parse --abbrev-ref HEAD --absolute-git-dir").split(" ", 1)
-    if branch == "HEAD":  # detached, as in CI
-        branch = next(filter(None, map(env, BRANCHES)), branch).removeprefix("origin/")
-    return Commit(sha, branch, git("describe --always --dirty"), subject, git_dir)
+    branch = git("branch --show-current")  # none where it is detached, as in CI
+    if not branch:
+        branch = next(filter(None, map(env, BRANCHES)), "").removeprefix("origin/")
+    if os.path.exists(".gitmodules") and re.search("(?m)^-", shell.capture("git submodule status")):
+        warn("A submodule is not checked out. Run: git submodule update --init")
+    if sys.stdout.isatty() and git("status --porcelain"):
+        warn("Uncommitted or untracked files are deployed, too.")
+    describe, git_dir = git("describe --always --dirty"), git("rev-parse --absolute-git-dir")
+    return Commit(sha, branch, describe, subject, git_dir)
 
 
 def run_url() -> str:
@@ -1489,7 +1679,7 @@ def folded(step: str) -> Iterator[None]:
     """Print a step's header. GitHub and GitLab fold what follows."""
     style: dict[str, Any] = {"fg": "cyan", "bold": True}
     if IN_GITHUB:  # which reads only lines that start with ::
-        echo(f"::group::{header(step)}")
+        click.echo(f"::group::{header(step)}")
     elif IN_GITLAB:
         echo(f"\x1b[0Ksection_start:{time.time():.0f}:{step}\r\x1b[0K{header(step)}", **style)
     else:
@@ -1498,7 +1688,7 @@ def folded(step: str) -> Iterator[None]:
         yield
     finally:
         if IN_GITHUB:
-            echo("::endgroup::")
+            click.echo("::endgroup::")
         elif IN_GITLAB:
             echo(f"\x1b[0Ksection_end:{time.time():.0f}:{step}\r\x1b[0K")
 
@@ -1516,7 +1706,7 @@ def report_to_github(result: Result) -> None:
             file.write(text)
     if error:
         text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        echo(f"::error title={result.failed_step} failed::{text}")
+        click.echo(f"::error title={result.failed_step} failed::{text}")
 
 
 # --- running commands -----------------------------------------------------------------
@@ -1550,6 +1740,16 @@ def learn_url_password(url: str) -> None:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
 
+def clean(text: str) -> str:
+    """Return text from elsewhere in one line, without control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
+
+
+def without_rack() -> dict[str, str]:
+    """Return the environment of programs that need not reach the rack."""
+    return {name: os.environ[name] for name in os.environ.keys() - {"CONVOX_PASSWORD", "RACK_URL"}}
+
+
 def redact(text: str) -> str:
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -1560,6 +1760,8 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
     """Print a line, redacted."""
     color = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
     text = redact(text)
+    if IN_GITHUB:  # which would run text from elsewhere as commands
+        text = re.sub(r"(?m)^(\s*)::", r"\1: :", text).replace("##[", "## [")
     click.echo(click.style(text, **style) if style else text, err=err, color=color)
     shell.heard = time.monotonic()
 
@@ -1630,8 +1832,21 @@ class Shell:
             self.stream(words, *arguments, **options)
         else:
             self.show(words, *arguments)
-            if not self.dry_run:
+            if self.dry_run:
+                return
+            if sys.stdout.isatty():
                 self.capture(words, *arguments, _out=1, _err=2, **options)
+            else:
+                self.copy_through(words, *arguments, **options)
+
+    def copy_through(self, words: str, *arguments: str, **options: Any) -> None:
+        """Run a command whose output is copied byte for byte, and quoted if it fails."""
+        with Copier() as copier:
+            try:
+                self.capture(words, *arguments, _out=copier.pipe, _err=copier.pipe, **options)
+            except CommandFailed as failure:
+                last = redact(copier.finish() or failure.output)
+                raise CommandFailed(last, failure.name, failure.status, failure.about) from None
 
     def stream(self, words: str, *arguments: str, only: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
@@ -1778,10 +1993,51 @@ class Shell:
 shell = Shell()
 
 
+class Copier:
+    """A pipe. What commands write to it is copied to our stdout, and its end is kept."""
+
+    def __enter__(self) -> Copier:
+        self.end, self.has_ended = b"", False
+        read_end, self.pipe = os.pipe()
+        self.thread = threading.Thread(target=self.copy, args=[read_end], daemon=True)
+        self.thread.start()
+        return self
+
+    def copy(self, read_end: int) -> None:
+        left = 1 << 20  # at most, once the command has ended: a daemon may keep writing
+        with suppress(OSError), open(read_end, "rb", buffering=0) as pipe:  # our output is closed
+            while left > 0:
+                has_ended = self.has_ended
+                if select.select([pipe], [], [], 0.05)[0]:
+                    chunk = pipe.read(1 << 16)
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.flush()
+                    self.end = (self.end + chunk)[-(1 << 14) :]
+                    shell.heard = time.monotonic()
+                    left -= len(chunk) if chunk and has_ended else 0
+                    if not chunk:
+                        return
+                elif has_ended:
+                    return
+
+    def finish(self) -> str:
+        """Return the end of the output."""
+        if not self.has_ended:
+            self.has_ended = True
+            os.close(self.pipe)
+            self.thread.join()
+        return self.end.decode(errors="replace").strip()
+
+    def __exit__(self, *_: Any) -> None:
+        self.finish()
+
+
 def start(argv: list[str], options: dict[str, Any]) -> Any:
     """Start a command in a process group of its own. Raise CommandFailed."""
     program = argv[0]
     options.setdefault("_in", "")
+    if program in ("docker", "aws", "git"):
+        options.setdefault("_env", without_rack())
     if "_out" not in options:
         options["_tty_out"] = False  # keeps programs from drawing progress bars
     try:
@@ -1836,6 +2092,7 @@ class Settings:
     app: str
     rack: str | None
     file: str
+    is_file_named: bool
     tag: str | None
     skip_ecr_login: bool
     timeout: float  # of a step, in minutes; 0 means none
@@ -1852,8 +2109,8 @@ class Settings:
 
     @property
     def app_source(self) -> str:
-        is_default = self.app == default_app()
-        otherwise = "directory name" if is_default else "--app"
+        source, default = default_app()
+        otherwise = source if self.app == default else "--app"
         return source_of(self.app, otherwise, "APP_NAME", "CONVOX_APP")
 
     @property
@@ -1897,10 +2154,13 @@ def source_of(value: str | None, otherwise: str, *variables: str) -> str:
     return next((name for name in variables if env(name) == value), otherwise)
 
 
-def default_app() -> str:
-    """Return the name that the convox CLI would use."""
+def default_app() -> tuple[str, str]:
+    """Return where the convox CLI would find the app's name, and the name."""
+    for path in (".convox/app", ".convox2/app"):  # of v3 and v2
+        with suppress(OSError):
+            return path, Path(path).read_text().strip()
     try:
-        return Path.cwd().name.lower().replace(".", "-")
+        return "directory name", Path.cwd().name.lower().replace(".", "-")
     except FileNotFoundError:
         raise click.UsageError("The working directory no longer exists.") from None
 
@@ -1918,13 +2178,40 @@ def setting(
 
 COUNT = click.IntRange(1, 64)
 MANIFEST_HELP = "The manifest.  [default: convox.yml or docker-compose.yml]"
+DOCKER_OPTIONS = """
+    --add-host --allow --attest --build-arg --build-context --builder --cache-from --cache-to --call
+    --cpu-quota --label --load --memory --metadata-file --network --no-cache --no-cache-filter -o
+    --output --platform --progress --provenance --pull --push --quiet -q --sbom --secret --shm-size
+    --squash --ssh --target --ulimit -t -f
+""".split()
 BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@setting("--app", str, "APP_NAME CONVOX_APP", "[default: the directory name]", default=default_app)
-@setting("--rack", str, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]")
-@setting("--file", str, "DOCKER_COMPOSE", MANIFEST_HELP, default=default_file)
+class Command(click.Command):
+    """Says where options of docker build belong."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in DOCKER_OPTIONS:
+                raise  # with similar options
+            raise click.UsageError(f"Put {error.option_name} after `--`.", context) from None
+
+
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@setting(
+    "--app",
+    str,
+    "APP_NAME CONVOX_APP",
+    "[default: .convox/app or the directory name]",
+    "-a",
+    default=lambda: default_app()[1],
+)
+@setting("--rack", str, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]", "-r")
+@setting("--file", str, "DOCKER_COMPOSE", MANIFEST_HELP, "-m")
 @setting("--tag", str, "IMAGE_TAG", "The images' tag.  [default: <git describe>-<image id>]")
 @setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
 @setting("--timeout", float, "DEPLOY_TIMEOUT", "Of a step, in minutes.  [default: 60]", default=60)
@@ -1947,11 +2234,17 @@ def main(**options: Any) -> None:
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    settings = Settings(**options)
+    named = options["file"] is not None
+    file = options.pop("file") if named else default_file()
+    settings = Settings(**options, file=file, is_file_named=named)
     if settings.old_release:
         settings = settings.for_old_release()
     if problems := list(settings.problems()):
         raise click.UsageError("\n".join(problems))
+    if sys.stdout is None or sys.stderr is None:
+        sys.exit("stdout or stderr is closed. Redirect it, for example to /dev/null.")
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # becomes descriptor 0
     if settings.result and not settings.dry_run:
         remove_result(Path(settings.result))
     for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
