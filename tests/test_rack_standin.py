@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import py_compile
@@ -16,13 +17,15 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
 BY_URL = "https://convox:{}@rack.sandbox"
 MANIFEST = "services:\n  web:\n    image: shop/web\n    port: 8080\n"
 OLDER = "ERROR: can not promote an older release, try rollback\n"
 UPDATING = "ERROR: app is currently updating\n"
-# Containers are files. A file named crash, no-image or no-port changes how they are.
+# Containers are files. A file named crash or no-image changes how they are. One named hold keeps
+# the rack from seeing and from removing them.
 DOCKER = """\
 #!/bin/sh
 printf '%s\\n' "$*" >>calls
@@ -36,6 +39,7 @@ case "$1 $2" in
     inspect*)
         case "$3" in
             *Running*)
+                while [ -e hold ]; do sleep 0.01; done
                 shift 3
                 for id; do
                     if [ -e crash ]; then echo "$id false 3"; else echo "$id true 0"; fi
@@ -45,9 +49,13 @@ case "$1 $2" in
             *) shift 3; [ -e "$1" ] ;;
         esac
         ;;
-    port*) [ -e no-port ] || echo "8080/tcp -> 127.0.0.1:$(cat port)" ;;
+    port*) echo "8080/tcp -> 127.0.0.1:$(cat port)" ;;
     logs*) echo "no database" ;;
-    rm*) shift 2; rm -f "$@" ;;
+    rm*)
+        while [ -e hold ]; do sleep 0.01; done
+        shift 2
+        rm -f "$@"
+        ;;
     pull*) [ ! -e no-image ] ;;
 esac
 """
@@ -71,15 +79,16 @@ class Rack:
         docker.chmod(0o755)
         self.env = {
             "PATH": f"{self.engine}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(yaml.__file__).parents[1]),  # -S starts faster without it
             "CONVOX_STANDIN": str(self.state),
             "CONVOX_STANDIN_CLI": cli,
-            "CONVOX_STANDIN_SECOND": "0.001",
+            "CONVOX_STANDIN_SECOND": "0.002",
             "RACK_URL": BY_URL.format("sandbox-password"),
         }
 
     def start(self, *args: str, **env: str) -> Any:
         return subprocess.Popen(
-            [sys.executable, self.program, *args], cwd=self.home, env={**self.env, **env}, text=True,
+            [sys.executable, "-S", self.program, *args], cwd=self.home, env={**self.env, **env}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -110,9 +119,13 @@ class Rack:
 
     def edit(self, change: Callable[[Any], Any]) -> None:
         path = self.state / "rack.json"
-        state = json.loads(path.read_text())
-        change(state["apps"]["shop"])
-        path.write_text(json.dumps(state))
+        with open(self.state / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = json.loads(path.read_text())
+            change(state["apps"]["shop"])
+            part = path.with_suffix(".edited")
+            part.write_text(json.dumps(state))
+            part.rename(path)
 
     def get(self, path: str = "", **env: str) -> Any:
         return json.loads(self.ask("api", "get", f"/apps/shop{path}", **env))
@@ -145,6 +158,9 @@ class Rack:
     def engine_has(self, name: str) -> None:
         (self.engine / name).touch()
 
+    def let_go(self) -> None:
+        (self.engine / "hold").unlink(missing_ok=True)
+
     def build(self, *args: str, **env: str) -> tuple[int, str, str]:
         manifest = ["--manifest", "convox.yml"]
         return self.run("build", "-a", "shop", *manifest, "--id", *args, "app", **env)
@@ -172,7 +188,7 @@ class Page(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     server = HTTPServer(("127.0.0.1", 0), Page)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
     thread.start()
     yield server.server_port
     server.shutdown()
@@ -199,13 +215,18 @@ def state(program: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def new(program: Path, tmp_path: Path, state: str, port: int) -> Callable[[str], Rack]:
-    def make(cli: str) -> Rack:
-        rack = Rack(program, tmp_path, cli, state)
-        (rack.engine / "port").write_text(str(port))
-        return rack
+def new(program: Path, tmp_path: Path, state: str, port: int) -> Iterator[Callable[[str], Rack]]:
+    made = []
 
-    return make
+    def make(cli: str) -> Rack:
+        made.append(Rack(program, tmp_path, cli, state))
+        (made[0].engine / "port").write_text(str(port))
+        return made[0]
+
+    yield make
+    for rack in made:  # what the rack still does ends, because another update follows
+        rack.let_go()
+        rack.edit(lambda app: app.update(updates=-1))
 
 
 @pytest.fixture(params=["v2", "v3"])
@@ -259,10 +280,10 @@ def test_created_decides_and_not_the_order_of_the_list(v3: Rack) -> None:
     assert v3.promote(second)[2] == OLDER
 
 
-def test_a_release_of_env_set_before_any_build_is_not_promoted(rack: Rack) -> None:
-    rack.ask("apps", "create", "empty")
-    release = rack.ask("env", "set", "-a", "empty", "A=1").split()[-1]
-    error = rack.refused("releases", "promote", "-a", "empty", release)
+def test_a_release_of_env_set_before_any_build_is_not_promoted(v3: Rack) -> None:
+    v3.ask("apps", "create", "empty")
+    release = v3.ask("env", "set", "-a", "empty", "A=1").split()[-1]
+    error = v3.refused("releases", "promote", "-a", "empty", release)
     assert error == "ERROR: can not promote a release with an empty manifest\n"
 
 
@@ -291,11 +312,16 @@ def test_a_promote_that_waited_for_a_rollback_was_never_requested(rack: Rack) ->
     assert rack.app["updates"] == 0
 
 
-def test_a_promote_that_waited_goes_on(v3: Rack) -> None:
-    v3.edit(lambda app: app.update(busy=time.time() + 0.2))
-    release = v3.releases()[0]
-    out = v3.ask("releases", "promote", "-a", "shop", release)
-    assert out.startswith(f"Waiting for app to be ready... OK\nPromoting {release}... \n")
+def test_a_promote_that_waited_goes_on(rack: Rack) -> None:
+    forced = rack.state / "status.shop"
+    forced.write_text("updating\n")
+    release = rack.releases()[0]
+    process = rack.start("releases", "promote", "-a", "shop", release)
+    start = "Waiting for app to be ready... "
+    assert process.stdout.read(len(start)) == start
+    forced.unlink()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "") and out.startswith(f"OK\nPromoting {release}... ")
 
 
 def test_an_exceeded_budget_stops_promotes_and_not_builds(v3: Rack) -> None:
@@ -321,21 +347,21 @@ def test_a_variable_without_a_default_is_required(rack: Rack) -> None:
     assert rack.promote(release)[2] == "ERROR: required env: GLOBAL\n"
 
 
-def test_an_app_that_is_not_updating_cannot_be_canceled(rack: Rack) -> None:
-    status, _, err = rack.run("apps", "cancel", "-a", "shop")
+def test_an_app_that_is_not_updating_cannot_be_canceled(v3: Rack) -> None:
+    status, _, err = v3.run("apps", "cancel", "-a", "shop")
     assert (status, err) == (1, "ERROR: app is not updating\n")
-    (rack.state / "status.shop").write_text("rollback\n")
-    assert rack.refused("apps", "cancel", "shop") == "ERROR: app is not updating\n"
+    (v3.state / "status.shop").write_text("rollback\n")
+    assert v3.refused("apps", "cancel", "shop") == "ERROR: app is not updating\n"
 
 
-def test_a_wrong_password(rack: Rack) -> None:
-    error = rack.refused("rack", RACK_URL=BY_URL.format("wrong"))
+def test_a_wrong_password(v3: Rack) -> None:
+    error = v3.refused("rack", RACK_URL=BY_URL.format("wrong"))
     assert error == "ERROR: invalid authentication\n"
 
 
-def test_a_read_only_login_may_only_read(rack: Rack) -> None:
+def test_a_read_only_login_may_only_read(v3: Rack) -> None:
     login = {"RACK_URL": BY_URL.format("read-only")}
-    release = rack.get(**login) and rack.get("/releases", **login)[0]["id"]
+    release = v3.get(**login) and v3.get("/releases", **login)[0]["id"]
     error = "ERROR: you are unauthorized to access this\n"
     for command in (
         ["releases", "promote", release],
@@ -344,8 +370,8 @@ def test_a_read_only_login_may_only_read(rack: Rack) -> None:
         ["build", "app"],
         ["run", "web", "ls"],
     ):
-        assert rack.refused(*command, "-a", "shop", **login) == error
-    assert rack.refused("apps", "create", "other", **login) == error
+        assert v3.refused(*command, "-a", "shop", **login) == error
+    assert v3.refused("apps", "create", "other", **login) == error
 
 
 def test_no_rack(rack: Rack) -> None:
@@ -356,10 +382,10 @@ def test_no_rack(rack: Rack) -> None:
     assert rack.refused("rack", RACK_URL=" ") == f"ERROR: {text}\n"
 
 
-def test_an_app_is_created_once(rack: Rack) -> None:
-    assert rack.refused("apps", "create", "shop") == "ERROR: app already exists: shop\n"
-    assert rack.refused("apps", "create", "system") == "ERROR: app name is reserved\n"
-    assert rack.refused("env", "-a", "nobody") == "ERROR: app not found: nobody\n"
+def test_an_app_is_created_once(v3: Rack) -> None:
+    assert v3.refused("apps", "create", "shop") == "ERROR: app already exists: shop\n"
+    assert v3.refused("apps", "create", "system") == "ERROR: app name is reserved\n"
+    assert v3.refused("env", "-a", "nobody") == "ERROR: app not found: nobody\n"
 
 
 def test_unknown_commands_and_flags(rack: Rack) -> None:
@@ -372,12 +398,12 @@ def test_unknown_commands_and_flags(rack: Rack) -> None:
     assert error == "ERROR: unknown flag: --wait\n"
 
 
-def test_flags_of_run_are_parsed_anywhere(rack: Rack) -> None:
-    release = rack.releases()[0]
+def test_flags_of_run_are_parsed_anywhere(v3: Rack) -> None:
+    release = v3.releases()[0]
     one_off = ["run", "-a", "shop", "--release", release, "web"]
-    assert rack.refused(*one_off, "ls", "-la") == "ERROR: unknown flag: -la\n"
+    assert v3.refused(*one_off, "ls", "-la") == "ERROR: unknown flag: -la\n"
     for words in (["--", "ls", "-la"], ["ls -la"]):
-        assert rack.ask(*one_off, *words).endswith(" ls -la\n")
+        assert v3.ask(*one_off, *words).endswith(" ls -la\n")
 
 
 # --- rack.md, The state of an app, and A promote --------------------------------------
@@ -408,13 +434,13 @@ def test_what_can_be_read_while_a_promote_runs(rack: Rack) -> None:
 
 
 @pytest.mark.usefixtures("unhealthy")
-def test_killing_the_cli_does_not_stop_the_rack(rack: Rack) -> None:
-    release = rack.releases()[0]
-    process = rack.start_promote(release)
+def test_killing_the_cli_does_not_stop_the_rack(v3: Rack) -> None:
+    release = v3.releases()[0]
+    process = v3.start_promote(release)
     process.kill()
     process.communicate()
     Page.unhealthy = False
-    rack.await_app(lambda app: app["status"] == "running" and app["release"] == release)
+    v3.await_app(lambda app: app["status"] == "running" and app["release"] == release)
 
 
 @pytest.mark.usefixtures("unhealthy")
@@ -436,27 +462,36 @@ def test_without_wait_v2_returns_at_once(v2: Rack) -> None:
     assert v2.app["status"] == "updating"
 
 
-def test_the_cli_of_v2_ends_while_the_rack_is_still_rolling_back(v2: Rack) -> None:
-    newest, older = v2.releases()
-    let_run(v2, older)
-    v2.engine_has("crash")
-    process = v2.start_promote(newest, CONVOX_STANDIN_SECOND="0.003")
+def test_the_cli_ends_while_the_rack_is_still_rolling_back(rack: Rack) -> None:
+    newest, older = rack.releases()
+    let_run(rack, older)
+    rack.engine_has("hold")
+    process = rack.start_promote(newest)
+    rack.await_app(lambda app: bool(app["pods"]))
+    rack.edit(lambda app: app.update(status="rollback"))
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (1, "ERROR: rollback\n")
-    assert v2.app["status"] == "rollback"
-    v2.await_status("running")
-    assert v2.app["release"] == older and v2.app["pods"] == []
+    assert rack.seen()[0] == "rollback"
+    rack.let_go()
+    rack.await_status("running")
+    assert rack.app["release"] == older and rack.app["pods"] == []
 
 
-@pytest.mark.usefixtures("unhealthy")
+def test_a_container_that_exits_ends_a_promote_on_v2(v2: Rack) -> None:
+    v2.engine_has("crash")
+    assert v2.promote(v2.releases()[0])[::2] == (1, "ERROR: rollback\n")
+
+
 def test_an_unhealthy_deploy_on_v3_ends_with_a_timeout(v3: Rack) -> None:
     """The CLI gives up after 35 minutes, the rack after 50. Until then the new release is reported."""
     newest, older = v3.releases()
     let_run(v3, older)
-    status, _, err = v3.promote(newest, CONVOX_STANDIN_SECOND="0.0005")
+    v3.engine_has("hold")
+    v3.engine_has("crash")
+    status, _, err = v3.promote(newest, CONVOX_STANDIN_SECOND="0.0002")
     assert (status, err) == (1, "ERROR: timeout\n")
-    assert (v3.app["status"], v3.app["promoting"]) == ("updating", newest)
-    v3.await_status("rollback")
+    assert v3.seen() == ("updating", newest)
+    v3.let_go()
     v3.await_status("running")
     assert v3.seen() == ("running", older)
 
@@ -481,7 +516,7 @@ def test_an_image_that_the_nodes_cannot_pull(v2: Rack) -> None:
 
 
 def test_agents_and_services_with_count_0_are_not_waited_for(v3: Rack, unhealthy: None) -> None:
-    text = MANIFEST + "    agent: true\n  off:\n    image: shop/off\n    scale: {count: 0}\n"
+    text = MANIFEST + "    agent: true\n  idle:\n    image: shop/idle\n    scale: {count: 0}\n"
     v3.write(text.replace("    port: 8080\n", ""))
     release = v3.build()[1]
     v3.engine_has("crash")
@@ -511,7 +546,7 @@ def test_failed_stays(v2: Rack) -> None:
 def test_cancel_rolls_back_and_copies_the_newest_release(rack: Rack) -> None:
     newest, older = rack.releases()
     let_run(rack, older)
-    process = rack.start_promote(newest, CONVOX_STANDIN_SECOND="0.01")
+    process = rack.start_promote(newest)
     out = rack.ask("apps", "cancel", "-a", "shop")
     assert out == "Cancelling deployment of shop... Rewriting last active release... OK\n"
     assert process.communicate(timeout=20)[1] == "ERROR: rollback\n"
@@ -585,15 +620,15 @@ def test_ten_releases_are_listed(v3: Rack) -> None:
     assert len(v3.get("/releases?limit=11")) == 11
 
 
-def test_a_new_release_inherits_from_the_newest_promoted_or_not(rack: Rack) -> None:
-    let_run(rack, rack.releases()[0])
-    done = rack.ask("env", "set", "-a", "shop", "B=2", "A=secret")
+def test_a_new_release_inherits_from_the_newest_promoted_or_not(v3: Rack) -> None:
+    let_run(v3, v3.releases()[0])
+    done = v3.ask("env", "set", "-a", "shop", "B=2", "A=secret")
     assert re.fullmatch("Setting B, A... OK\nRelease: R[A-Z]{10}\n", done)
-    release = rack.build()[1]
-    assert find(rack, release)["env"] == {"A": "secret", "B": "2"}
-    assert rack.ask("env", "-a", "shop") == "A=secret\nB=2\n"
-    rack.ask("env", "set", "-a", "shop", "--replace", "C=3")
-    assert rack.ask("env", "-a", "shop") == "C=3\n"
+    release = v3.build()[1]
+    assert find(v3, release)["env"] == {"A": "secret", "B": "2"}
+    assert v3.ask("env", "-a", "shop") == "A=secret\nB=2\n"
+    v3.ask("env", "set", "-a", "shop", "--replace", "C=3")
+    assert v3.ask("env", "-a", "shop") == "C=3\n"
 
 
 # --- rack.md, deploy-debug ------------------------------------------------------------
@@ -687,17 +722,17 @@ def test_a_deploy_key_may_not_read_releases(v3: Rack) -> None:
 # --- builds ---------------------------------------------------------------------------
 
 
-def test_with_id_a_build_prints_the_release_alone(rack: Rack) -> None:
-    status, out, err = rack.build()
-    assert (status, out) == (0, rack.releases()[0])
+def test_with_id_a_build_prints_the_release_alone(v3: Rack) -> None:
+    status, out, err = v3.build()
+    assert (status, out) == (0, v3.releases()[0])
     assert "Running: docker pull shop/web" in err
 
 
-def test_a_build_that_fails(rack: Rack) -> None:
-    rack.engine_has("no-image")
-    status, out, err = rack.build()
+def test_a_build_that_fails(v3: Rack) -> None:
+    v3.engine_has("no-image")
+    status, out, err = v3.build()
     assert (status, out) == (1, "") and err.endswith("\nERROR: build failed\n")
-    assert rack.app["builds"][-1]["status"] == "failed"
+    assert v3.app["builds"][-1]["status"] == "failed"
 
 
 def test_a_build_warns_of_variables_that_it_drops(v3: Rack) -> None:
@@ -778,14 +813,14 @@ def test_an_external_build_makes_two_releases(v3: Rack) -> None:
     assert f"push registry.sandbox/shop:web.{newest['build']}" in calls
 
 
-def test_a_build_is_moved_to_another_app(rack: Rack) -> None:
-    rack.ask("apps", "create", "other")
-    exported = rack.ask("builds", "export", rack.app["builds"][0]["id"], "-a", "shop")
+def test_a_build_is_moved_to_another_app(v3: Rack) -> None:
+    v3.ask("apps", "create", "other")
+    exported = v3.ask("builds", "export", v3.app["builds"][0]["id"], "-a", "shop")
     process = subprocess.run(
-        [sys.executable, rack.program, "builds", "import", "-a", "other", "--id"],
-        env=rack.env, input=exported, capture_output=True, text=True, check=True,
+        [sys.executable, "-S", v3.program, "builds", "import", "-a", "other", "--id"],
+        env=v3.env, input=exported, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    [release] = rack.apps["other"]["releases"]
+    [release] = v3.apps["other"]["releases"]
     assert process.stdout == release["id"] and release["manifest"] == MANIFEST
 
 
@@ -803,16 +838,15 @@ def test_a_build_is_moved_to_another_app(rack: Rack) -> None:
         ("https://convox:secret@other.sandbox", "dial tcp: lookup other.sandbox: no such host"),
     ],
 )
-def test_a_malformed_url_never_falls_back_to_another_rack(rack: Rack, url: str, text: str) -> None:
-    (rack.state / "logged-in").touch()
-    for named in ([], ["--rack", "sandbox"]):
-        error = rack.refused("rack", *named, RACK_URL=url, CONVOX_RACK="sandbox")
-        assert error.startswith("ERROR: ") and text in error
+def test_a_malformed_url_never_falls_back_to_another_rack(v3: Rack, url: str, text: str) -> None:
+    (v3.state / "logged-in").touch()
+    error = v3.refused("rack", "--rack", "sandbox", RACK_URL=url, CONVOX_RACK="sandbox")
+    assert error.startswith("ERROR: ") and text in error
 
 
-def test_the_url_overrides_the_name(rack: Rack) -> None:
-    assert rack.ask("rack", "--rack", "nowhere", CONVOX_RACK="nowhere")
-    assert "could not find rack" in rack.refused("rack", RACK_URL="", CONVOX_RACK="nowhere")
+def test_the_url_overrides_the_name(v3: Rack) -> None:
+    assert v3.ask("rack", "--rack", "nowhere", CONVOX_RACK="nowhere")
+    assert "could not find rack" in v3.refused("rack", RACK_URL="", CONVOX_RACK="nowhere")
 
 
 def test_host_and_password_are_the_rack_of_v2_and_the_console_of_v3(rack: Rack) -> None:
@@ -828,10 +862,10 @@ def test_host_and_password_are_the_rack_of_v2_and_the_console_of_v3(rack: Rack) 
         assert "no such host" in rack.refused("rack", **at_rack, **named)
 
 
-def test_racks_are_listed(rack: Rack) -> None:
-    assert "sandbox" not in rack.ask("racks")
-    rack.ask("switch", "sandbox")
-    assert rack.ask("racks").split() == ["NAME", "STATUS", "sandbox", "running"]
+def test_racks_are_listed(v3: Rack) -> None:
+    assert "sandbox" not in v3.ask("racks")
+    v3.ask("switch", "sandbox")
+    assert v3.ask("racks").split() == ["NAME", "STATUS", "sandbox", "running"]
 
 
 def test_the_app_comes_from_a_local_setting(rack: Rack) -> None:
