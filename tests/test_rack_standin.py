@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, World
 
 BY_URL = "https://convox:{}@rack.sandbox"
 MANIFEST = "services:\n  web:\n    image: shop/web\n    port: 8080\n"
@@ -880,3 +880,44 @@ def test_the_app_comes_from_a_local_setting(rack: Rack) -> None:
 def test_errors_of_other_racks_come_before_an_answer_of_v3(v3: Rack) -> None:
     (v3.state / "broken-racks").write_text("err: exit status 1\n")
     assert v3.ask("api", "get", "/apps/shop").startswith('err: exit status 1\n{"name": "shop"')
+
+
+# --- the stand-in that only records ---------------------------------------------------
+
+
+def recorded(world: World, *args: str, cli: str = "v3") -> str:
+    """Return the answer of tests/standin."""
+    world.ready_standins()
+    return subprocess.run(
+        [world.bin / "convox", *args], env={**world.env, "CONVOX_STANDIN_CLI": cli},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_the_recording_standin_knows_when_releases_were_created(world: World) -> None:
+    newest, older = json.loads(recorded(world, "api", "get", "/apps/shop/releases"))
+    assert (newest["id"], older["id"]) == ("RNEWRELEASE", "ROLDRELEASE")
+    for release in (newest, older):
+        path = f"/apps/shop/releases/{release['id']}"
+        assert json.loads(recorded(world, "api", "get", path)) == release
+    other = json.loads(recorded(world, "api", "get", "/apps/shop/releases/RABCDEFGHIJ"))
+    assert other["id"] == "RABCDEFGHIJ" and other["created"] > older["created"]
+    assert json.loads(recorded(world, "api", "get", "/apps/shop"))["release"] == older["id"]
+
+
+def test_the_recording_standin_rolls_back(world: World) -> None:
+    out = recorded(world, "releases", "rollback", "--app", "shop", "ROLDRELEASE")
+    assert (
+        out == "Rolling back to ROLDRELEASE... OK, RCOPYRELEASE\nPromoting RCOPYRELEASE... \nOK\n"
+    )
+    assert world.running == "RCOPYRELEASE"
+    words = ["releases", "rollback", "--app", "shop", "--id", "--wait", "ROLDRELEASE"]
+    assert recorded(world, *words, cli="v2") == "RCOPYRELEASE"
+
+
+def test_the_recording_standin_has_no_unhealthy_containers(world: World) -> None:
+    report = json.loads(recorded(world, "deploy-debug", "--app", "shop", "--output", "json"))
+    assert report["pods"] == report["overview"]["events"] == []
+    help_of_all = recorded(world, "deploy-debug", "--app", "shop", cli="v2")
+    assert help_of_all.startswith("convox\n\nUsage:")
+    assert "--id" in recorded(world, "releases", "rollback", "--help")
