@@ -45,7 +45,6 @@ case "$1 $2" in
                     if [ -e crash ]; then echo "$id false 3"; else echo "$id true 0"; fi
                 done
                 ;;
-            *StartedAt*) echo 2026-11-02T10:00:00Z ;;
             *) shift 3; [ -e "$1" ] ;;
         esac
         ;;
