@@ -658,6 +658,17 @@ def test_deploy_debug_shows_what_crashes_now(v3: Rack) -> None:
     process.communicate(timeout=20)
 
 
+def test_deploy_debug_shows_an_image_that_cannot_be_pulled(v3: Rack) -> None:
+    v3.engine_has("no-image")
+    process = v3.start_promote(v3.releases()[0])
+    v3.await_app(lambda app: bool(app["pods"]))
+    [pod] = v3.debug()["pods"]
+    assert (pod["phase"], pod["stateDetail"]) == ("Pending", "ImagePullBackOff: manifest unknown")
+    assert pod["logs"] is None
+    process.kill()
+    process.communicate()
+
+
 def test_deploy_debug_leaves_out_what_is_healthy(v3: Rack) -> None:
     assert v3.promote(v3.releases()[0])[0] == 0
     report = v3.debug()
