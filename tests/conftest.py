@@ -39,6 +39,35 @@ REAL_GIT = shutil.which("git") or "git"
 SHORT_ID = "3cbf733dcc19"
 IMAGE_ID = "sha256:" + SHORT_ID * 5 + "abcd"
 DIGEST = "sha256:" + "d" * 64
+# What the stand-in for convox answers about releases and containers. A test may write them anew.
+RELEASE = {
+    "app": "shop",
+    "build": "BNEWBUILDXX",
+    "created": "2026-11-02T10:00:00.5Z",
+    "description": "Sell more",
+    "env": "KEY=value",
+    "id": "RNEWRELEASE",
+    "manifest": "services:\n  web: {}\n",
+}
+OLD_RELEASE = {
+    **RELEASE,
+    "build": "BOLDBUILDXX",
+    "created": "2026-11-01T10:00:00.25Z",
+    "description": "Sell",
+    "id": "ROLDRELEASE",
+}
+NO_CONTAINERS = {
+    "overview": {"services": [], "events": []},
+    "initPods": [],
+    "pods": [],
+    "summary": {},
+}
+RACK_FILES = {
+    "releases.json": json.dumps([RELEASE, OLD_RELEASE]),
+    "release.json": json.dumps({**RELEASE, "id": "%s"}) + "\n",  # of any other release
+    "release.ROLDRELEASE.json": json.dumps(OLD_RELEASE) + "\n",
+    "deploy-debug.json": json.dumps(NO_CONTAINERS) + "\n",
+}
 HOMES: dict[int, Path] = {}  # of deploys, by process ID
 INTERPRETER = ("PYTHON", "COVERAGE_", "LANG", "LC_", "TZ")  # variables it reads when it starts
 SERVER_ENV = {"LANG": "C.UTF-8"}
@@ -104,9 +133,8 @@ class World:
             (self.bin / program).symlink_to(STANDIN)
         self.pipes = {name: Announcements(home / name) for name in ("hanging", "termed")}
         (home / "running").write_text("ROLDRELEASE\n")
-        (home / "releases.json").write_text(
-            '[{"id": "RNEWRELEASE", "description": "Sell more", "env": "KEY=value"}]'
-        )
+        for name, text in RACK_FILES.items():
+            (home / name).write_text(text)
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, Rule] = {}
@@ -326,10 +354,10 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loader = importlib.machinery.SourceFileLoader("sandbox_convox", path)
     convox: Any = types.ModuleType(loader.name)
     loader.exec_module(convox)
-    for convox.CLI in ("2016", "2018", "v2", "v3"):
+    for convox.CLI in ("v2", "v3"):
         of_cli = directory / convox.CLI
         of_cli.mkdir()
-        for command in ("build", "releases promote"):
+        for command in convox.COMMANDS:
             (of_cli / f"{command}.help").write_text(convox.help_of(command))
         formats = {"build": convox.build_output(False), "build.id": convox.build_output(True)}
         formats["api"] = convox.app_output("shop", "%s", "running")

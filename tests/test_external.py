@@ -20,7 +20,7 @@ from test_sandbox import ALL_OUTPUT, is_running, require_ecr
 from sandbox import wait_for  # isort: skip
 
 SAMPLE = ROOT / "examples" / "sandbox" / "app"
-BY_URL = "https://convox:rack%2Fpassword@rack.sandbox"
+BY_URL = "https://convox:sandbox-password@rack.sandbox"
 THREE_SERVICES = """\
 services:
   web:
@@ -297,7 +297,7 @@ docker rm "$container"
 """
 BEFORE_RELEASE = """\
 #!/bin/sh
-convox run --app "$APP_NAME" --release "$RELEASE_ID" worker sh -c 'echo "the worker is $(cat /www/index.html)"'
+convox run --app "$APP_NAME" --release "$RELEASE_ID" worker -- sh -c 'echo "the worker is $(cat /www/index.html)"'
 """
 
 

@@ -78,7 +78,7 @@ def create_app(app: Path, sandbox: Sandbox) -> None:
     manifest = app / "docker-compose.yml"
     manifest.write_text(manifest.read_text().replace(ECR, sandbox.registry_host))
     sandbox.env["CONVOX_STANDIN_CLI"] = "v3"
-    sandbox.check("convox", "apps", "create", "hello", "--rack", "sandbox")
+    convox(sandbox, "apps", "create", "hello")
     commit(app, "first version", sandbox.env)
 
 
@@ -117,7 +117,15 @@ def deploy(app: Path, what: str, env: dict[str, str]) -> None:
 
 
 def services(sandbox: Sandbox) -> str:
-    return sandbox.check("convox", "services", "--app", "hello", "--rack", "sandbox")
+    return convox(sandbox, "services", "--app", "hello")
+
+
+def convox(sandbox: Sandbox, *words: str) -> str:
+    """Run the CLI by the rack's URL: a CLI of v3 takes no rack from CONVOX_HOST and CONVOX_PASSWORD."""
+    from sandbox import RACK_HOST, RACK_PASSWORD
+
+    url = f"https://convox:{RACK_PASSWORD}@{RACK_HOST}"
+    return sandbox.check("convox", *words, env={**sandbox.env, "RACK_URL": url})
 
 
 def check_response(services: str, expected: str) -> None:

@@ -44,7 +44,7 @@ ECR_ADDRESS = (
 REGISTRY_PASSWORD = (
     f"{ACCOUNT}-auth-token"  # moto's GetAuthorizationToken returns this for user AWS
 )
-RACK_HOST, RACK_PASSWORD, DEPLOY_KEY = "rack.sandbox", "rack/password", "deploy-key"
+RACK_HOST, RACK_PASSWORD, DEPLOY_KEY = "rack.sandbox", "sandbox-password", "deploy-key"
 BASE_IMAGE = "convox-sandbox-base"
 BRIDGE, BRIDGE_ADDRESS = (
     "convox-sandbox",
