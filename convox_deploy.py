@@ -268,13 +268,14 @@ class Deploy:
         try:
             if not self.docker.has_buildkit:
                 raise CommandFailed("this needs BuildKit.")
+            for image in self.images:
+                image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
             running = self.convox.images_of(self.result.running_before)
+            for image in self.images:
+                image.cache += option("--cache-from", running.get(image.name))
         except CommandFailed as failure:
             why = failure.output.splitlines()[-1]
-            return warn(f"Building without the running images as cache: {why}")
-        for image in self.images:
-            image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
-            image.cache += option("--cache-from", running.get(image.name))
+            warn(f"Building without the running images as cache: {why}")
 
     def push(self) -> None:
         with self.step("push"):
