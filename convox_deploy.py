@@ -148,7 +148,9 @@ class Deploy:
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
         settings = self.settings
-        if settings.release or not (is_final or shell.dry_run or os.path.lexists(settings.file)):
+        if settings.release and os.path.isfile(settings.file):
+            return  # so this is the app's root
+        if not (is_final or shell.dry_run or os.path.lexists(settings.file)):
             return
         try:
             self.manifest = Manifest.load(settings.file)
