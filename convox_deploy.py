@@ -782,7 +782,10 @@ def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
     given.update({names[key]: value for key, value in build.items() if key in names})
     args = given.pop("args", None) or []
     if isinstance(args, dict):
-        args = [name if value is None else f"{name}={value}" for name, value in args.items()]
+        args = [
+            f"{name}={value}" if isinstance(value, str) else value or name
+            for name, value in args.items()
+        ]
     given = {name: value for name, value in given.items() if value}
     for word in [*given.values(), *args]:
         if not isinstance(word, str) or "$" in word:
