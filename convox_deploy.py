@@ -533,7 +533,7 @@ def how_to_resume(release: str) -> str:
 
 def read_result(path: str) -> dict[str, Any]:
     """Return an earlier result, {} for another file. Raise OSError."""
-    with suppress(ValueError, LookupError, TypeError):
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
         result: dict[str, Any] = json.loads(Path(path).read_text())
         if result["tool"] == TOOL:
             return result
