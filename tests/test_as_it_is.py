@@ -189,7 +189,8 @@ def test_what_the_rack_would_build_otherwise_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "build", [".", "{context: api}", "{path: api}", "{dockerfile: Dockerfile.prod}", "{target: run}"]
+    "build",
+    [".", "{context: api}", "{path: api}", "{dockerfile: Dockerfile.prod}", "{target: run}"],
 )
 @pytest.mark.parametrize("name", ["docker-compose.yml", "compose.yml"])
 def test_a_compose_file_without_image_is_an_error_with_the_line_to_add(
