@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 from typing import Any
@@ -246,6 +247,25 @@ def test_a_locale_that_cannot_print_hides_nothing_of_the_end(world: World, local
     assert "denied: \u65e5\u672c \U0001f6a2\n" in ran.err
     assert "denied: \u65e5\u672c \U0001f6a2" in result_of(world)["error"]
     assert len(world.commands("docker image rm")) == 1
+
+
+def test_an_argument_that_is_too_long_is_said_in_the_systems_words(world: World) -> None:
+    ran = world.deploy("--description", "x" * 200_000, "--result", "result.json")
+    assert ran.status == 1
+    assert "release failed:\nCannot run convox: Argument list too long.\n" in ran.err
+    assert result_of(world)["error"] == "Cannot run convox: Argument list too long."
+    assert len(world.commands("docker image rm")) == 1
+
+
+@pytest.mark.parametrize("limit", [8, 9, 10])
+def test_too_few_descriptors_are_said_in_the_systems_words(world: World, limit: int) -> None:
+    limits = resource.RLIMIT_NOFILE, (limit, limit)
+    process = world.start("--result", "result.json", preexec_fn=lambda: resource.setrlimit(*limits))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "preflight failed:\n" in err and ": Too many open files.\n" in err
+    assert (world.app / "result.json").exists() or "The result was not written: " in err
+    assert list(world.app.glob("result.json.*")) == []
 
 
 def test_a_cleanup_that_fails_hides_nothing_of_the_end(world: World) -> None:
