@@ -341,13 +341,14 @@ class Deploy:
         try:
             if not self.docker.has_buildkit:
                 raise CommandFailed("this needs BuildKit.")
+            for image in self.images:
+                image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
             running = self.convox.images_of(self.result.running_before)
+            for image in self.images:
+                image.cache += option("--cache-from", running.get(image.name))
         except CommandFailed as failure:
             why = failure.output.splitlines()[-1]
-            return warn(f"Building without the running images as cache: {why}")
-        for image in self.images:
-            image.cache = ["--build-arg", "BUILDKIT_INLINE_CACHE=1"]
-            image.cache += option("--cache-from", running.get(image.name))
+            warn(f"Building without the running images as cache: {why}")
 
     def push(self) -> None:
         with self.step("push"):
@@ -694,7 +695,7 @@ def how_to_resume(release: str) -> str:
 
 def read_result(path: str) -> dict[str, Any]:
     """Return an earlier result, {} for another file. Raise OSError."""
-    with suppress(ValueError, LookupError, TypeError):
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
         result: dict[str, Any] = json.loads(Path(path).read_text())
         if result["tool"] == TOOL:
             return result
@@ -2050,7 +2051,7 @@ def start(argv: list[str], options: dict[str, Any]) -> Any:
         raise CommandFailed(f"Cannot run {program}: {why}") from None
     except (sh.ForkException, OSError, RuntimeError) as error:  # the latter for want of threads
         kill_half_started(error)
-        why = re.sub(r".*\[Errno \d+\] |: '.*", "", str(error).strip().rpartition("\n")[2])
+        why = re.sub(r".*\[Errno \d+\] |: b?'.*", "", str(error).strip().rpartition("\n")[2])
         if why in ("Exec format error", "No such file or directory"):
             why += ". Its first line must be #! and an installed interpreter, and end in LF"
         raise CommandFailed(f"Cannot run {program}: {why}.") from None
@@ -2059,7 +2060,8 @@ def start(argv: list[str], options: dict[str, Any]) -> Any:
 def kill_half_started(error: Exception) -> None:
     """Kill what sh has started before it failed."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if pid := getattr(frame.f_locals.get("self"), "pid", None):
+        pid = getattr(frame.f_locals.get("self"), "pid", None)
+        if isinstance(pid, int):  # not what sh.Command makes of any name
             kill_group(pid, SIGKILL)
 
 

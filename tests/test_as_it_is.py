@@ -96,7 +96,7 @@ def test_the_release_step_builds_externally(world: World) -> None:
     build = world.call(EXTERNAL)
     options = "--external --app shop --manifest convox.yml --description"
     assert build.line == f"convox build {options} {commit} Sell more --id {build.argv[-1]}"
-    assert "The release step pushes web to the rack's registry.\n" in ran.out
+    assert f"\n$ convox build {options} '{commit} Sell more' --id " in ran.out
     [image] = json.loads((world.app / "result.json").read_text())["images"]
     assert (image["image"], image["digest"], image["services"]) == ("", None, ["web"])
     assert world.commands("docker tag", "docker push", "docker login", "aws") == []
@@ -144,19 +144,24 @@ def test_images_of_a_registry_need_no_external_build(world: World) -> None:
     assert "--external" not in build.argv and "BUILDX_BUILDER" not in build.env
 
 
-@pytest.mark.parametrize("cli", ["2016", "2018", "v2"])
-def test_an_older_cli_is_an_error_that_names_the_services(world: World, cli: str) -> None:
+def test_a_cli_without_external_is_an_error_that_names_the_services(world: World) -> None:
     write(world, "{web: {build: .}, job: {}, db: {image: 'postgres:16'}}")
-    ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
-    assert ran.status == 2 and "web, job" in ran.err and "--external" in ran.err
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v2"})
+    assert ran.status == 2
+    assert "convox.yml: This convox CLI cannot push the images of web, job. Set image: " in ran.err
+    assert ":TAG, or use a CLI and a rack of Convox v3.\nNothing has been changed.\n" in ran.err
     assert world.commands("docker build --tag", EXTERNAL) == []
 
 
-def test_a_compose_file_without_image_works_too(world: World) -> None:
-    world.write("compose.yml", "services:\n  web:\n    build: {path: api}\n")
-    ran = world.deploy("--file", "compose.yml")
-    assert ran.status == 0, ran.text
-    assert list(world.call(EXTERNAL).upload) == ["api/Dockerfile", "compose.yml"]
+def test_a_cli_without_external_is_found_again_after_before_build(world: World) -> None:
+    """The hook writes a manifest whose images this CLI cannot push."""
+    write(world, f"{{web: {{image: '{ECR}/web:TAG'}}}}")
+    script = "#!/bin/sh\necho 'services: {web: {build: .}}' >convox.yml\n"
+    world.write("deploy/before_build.sh", script, 0o755)
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v2"})
+    assert ran.status == 1
+    assert "build failed:\nconvox.yml: This convox CLI cannot push the images of web." in ran.err
+    assert world.commands("docker build --tag", EXTERNAL) == []
 
 
 @pytest.mark.parametrize(
@@ -184,23 +189,35 @@ def test_what_the_rack_would_build_otherwise_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "build", ["{context: api}", "{context: .}", "{dockerfile: Dockerfile.prod}", "{target: run}"]
+    "build",
+    [".", "{context: api}", "{path: api}", "{dockerfile: Dockerfile.prod}", "{target: run}"],
 )
-def test_without_image_a_compose_file_is_read_as_convox_reads_it(world: World, build: str) -> None:
-    """Convox v3 would build `.` for each of these."""
-    world.write("docker-compose.yml", f"services:\n  web:\n    build: {build}\n")
-    ran = world.deploy()
-    key = build.strip("{").partition(":")[0]
-    assert ran.status == 2 and f"service web: Convox ignores build.{key}. Use path" in ran.err
-    assert "add `image:`" in ran.err and world.calls == []
+@pytest.mark.parametrize("name", ["docker-compose.yml", "compose.yml"])
+def test_a_compose_file_without_image_is_an_error_with_the_line_to_add(
+    world: World, build: str, name: str
+) -> None:
+    """Convox v3 would build `.` for most of these."""
+    world.write(name, f"services:\n  web:\n    build: {build}\n")
+    ran = world.deploy("--file", name)
+    line = "image: <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+    problem = f"service web: a Compose file needs an image here. Add this line: {line}"
+    assert ran.status == 2 and f"preflight failed:\n{name}: {problem}\n" in ran.err
+    assert world.calls == []
 
 
-@pytest.mark.parametrize("name", ["convox.yml", "docker-compose.yml"])
-def test_services_that_convox_v3_ignores_are_an_error(world: World, name: str) -> None:
-    world.write(name, "# Our services\nweb:\n  build: .\n")
+def test_services_that_convox_v3_ignores_are_an_error(world: World) -> None:
+    world.write("convox.yml", "# Our services\nweb:\n  build: .\n")
     ran = world.deploy()
     assert ran.status == 2
-    assert "service web: Convox v3 ignores services at the top level. Move it under" in ran.err
+    assert "service web: Convox ignores services at the top level of a convox.yml." in ran.err
+    assert world.calls == []
+
+
+def test_services_at_the_top_level_of_a_compose_file_need_an_image_too(world: World) -> None:
+    world.write("docker-compose.yml", "# Our services\nweb:\n  build: .\n")
+    ran = world.deploy()
+    assert ran.status == 2
+    assert "service web: a Compose file needs an image here. Add this line: image: " in ran.err
     assert world.calls == []
 
 

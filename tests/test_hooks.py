@@ -19,7 +19,7 @@ def test_a_hook_that_disappears_fails_the_deploy(world: World, hook: str, victim
     world.write(f"deploy/{hook}.sh", f"#!/bin/sh\n/bin/rm deploy/{victim}.sh\n", 0o755)
     ran = world.deploy()
     assert ran.status == 1
-    assert f"{victim} failed:\nCannot run deploy/{victim}.sh." in ran.err
+    assert f"{victim} failed:\nCannot run deploy/{victim}.sh: it is not installed" in ran.err
     assert world.commands("convox releases promote --app") == []
 
 
@@ -32,16 +32,26 @@ def test_a_hook_created_by_another_hook_is_run_or_reported(world: World) -> None
     (world.app / "deploy" / "after_build.sh").unlink()
     world.write("after.sh", "#!/bin/sh\n")
     ran = world.deploy()
-    assert ran.status == 1 and "Cannot run deploy/after_build.sh." in ran.err
+    assert ran.status == 1
+    assert "Cannot run deploy/after_build.sh: it is not installed" in ran.err
+    assert "or not executable." in ran.err
 
 
-@pytest.mark.parametrize("text", ["exit 0\n", "#!/no/such/shell\n", "#!/bin/sh\r\nexit 0\r\n"])
-def test_a_hook_that_cannot_be_started_fails_the_deploy(world: World, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("exit 0\n", "Exec format error"),
+        ("#!/no/such/shell\n", "No such file or directory"),
+        ("#!/bin/sh\r\nexit 0\r\n", "No such file or directory"),
+    ],
+)
+def test_a_hook_that_cannot_be_started_fails_the_deploy(world: World, text: str, why: str) -> None:
     """It has no shebang line, one that names nothing, or Windows line endings."""
     world.write("deploy/after_build.sh", text, 0o755)
     ran = world.deploy()
     assert ran.status == 1
-    assert "after_build failed:\n" in ran.err and "deploy/after_build.sh" in ran.err
+    fix = "Its first line must be #! and an installed interpreter, and end in LF."
+    assert f"after_build failed:\nCannot run deploy/after_build.sh: {why}. {fix}\n" in ran.err
     assert "Traceback" not in ran.text and world.commands("docker push") == []
 
 
@@ -56,7 +66,7 @@ def test_a_misnamed_hook_is_reported(world: World, name: str) -> None:
     world.write(f"deploy/{name}", "#!/bin/sh\n", 0o755)
     ran = world.deploy()
     assert ran.status == 2
-    assert f"deploy/{name} is never run. Run: mv deploy/{name} deploy/before_build.sh\n" in ran.err
+    assert f"deploy/{name} is never run. Rename it to deploy/before_build.sh.\n" in ran.err
 
 
 @pytest.mark.parametrize("name", ["Deploy", "DEPLOY"])
@@ -64,7 +74,8 @@ def test_a_misnamed_directory_is_reported(world: World, name: str) -> None:
     world.write(f"{name}/before_build.sh", "#!/bin/sh\n", 0o755)
     ran = world.deploy()
     assert ran.status == 2
-    assert f"{name} is never run. Run: mv {name} deploy\n" in ran.err
+    right = "deploy/before_build.sh"
+    assert f"{name}/before_build.sh is never run. Rename it to {right}.\n" in ran.err
 
 
 def test_hooks_in_another_directory_beside_deploy_are_reported(world: World) -> None:
@@ -72,7 +83,8 @@ def test_hooks_in_another_directory_beside_deploy_are_reported(world: World) -> 
     world.write("Deploy/before_build.sh", "#!/bin/sh\n", 0o755)
     ran = world.deploy()
     assert ran.status == 2
-    assert "Run: mv Deploy/before_build.sh deploy/before_build.sh\n" in ran.err
+    right = "deploy/before_build.sh"
+    assert f"Deploy/before_build.sh is never run. Rename it to {right}.\n" in ran.err
 
 
 def test_a_directory_of_a_similar_name_may_have_other_files(world: World) -> None:
@@ -121,7 +133,7 @@ def test_manifest_edits_in_before_build_take_effect(world: World) -> None:
     )
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    assert [line.split()[-1] for line in world.commands("docker login")] == [ECR, ECR, OTHER]
+    assert [line.split()[-1] for line in world.commands("docker login")] == [ECR, OTHER]
     assert all(f"{OTHER}/edited:" in line for line in world.commands("docker push"))
     upload = world.call("convox build --app").upload["docker-compose.yml"]
     assert f"image: {OTHER}/edited:" in upload and "redis:8" in upload

@@ -20,13 +20,15 @@ def read(tmp_path: Path, text: str | bytes, name: str = "docker-compose.yml") ->
 
 
 def tagged(manifest: Manifest, tag: str = "1a2b3c") -> str:
-    return manifest.with_tags({service.tag_offset: tag for service in manifest.services})
+    for service in manifest.services:
+        service.tag = tag
+    return manifest.with_tags()
 
 
-def problem_of(tmp_path: Path, text: str | bytes) -> str:
+def problem_of(tmp_path: Path, text: str | bytes, name: str = "docker-compose.yml") -> str:
     with pytest.raises(DeployError) as caught:
-        read(tmp_path, text)
-    return str(caught.value).replace(str(tmp_path / "docker-compose.yml"), "MANIFEST")
+        read(tmp_path, text, name)
+    return str(caught.value).replace(str(tmp_path / name), "MANIFEST")
 
 
 SHAPES = {
@@ -146,14 +148,33 @@ def test_custom_yaml_tags_are_accepted(tmp_path: Path) -> None:
     assert tagged(read(tmp_path, text)) == text.replace("TAG", "1a2b3c")
 
 
-def test_a_service_without_image_and_build_is_an_error(tmp_path: Path) -> None:
-    """convox.yml has `build: .` as the default, and compose files need one of the two."""
-    text = f"services:\n  web:\n    image: {IMAGE}\n  worker:\n    command: work\n  clock:\n"
-    problem = problem_of(tmp_path, text)
-    assert [line.split(": ")[1] for line in problem.splitlines()] == [
-        "service worker",
-        "service clock",
+def test_in_a_compose_file_each_service_needs_an_image_and_the_line_is_shown(
+    tmp_path: Path,
+) -> None:
+    """convox.yml has `build: .` as the default."""
+    services = f"web:\n    image: {IMAGE}\n  worker:\n    command: work\n  clock:\n"
+    problem = problem_of(tmp_path, f"services:\n  {services}  api:\n    build: api\n")
+    line = "image: <account>.dkr.ecr.<region>.amazonaws.com/<repository>:TAG"
+    assert problem.splitlines() == [
+        f"  - MANIFEST: service {name}: a Compose file needs an image here. Add this line: {line}"
+        for name in ("worker", "clock", "api")
     ]
+
+
+@pytest.mark.parametrize("image", ["r.io/shop", "r.io/shop:1", "r.io/shop:TAGGED", "shop"])
+def test_in_a_compose_file_what_is_built_needs_the_tag(tmp_path: Path, image: str) -> None:
+    problem = problem_of(tmp_path, f"web:\n  build: .\n  image: {image}\n")
+    fix = "Change its tag to TAG, or remove `build:`."
+    assert problem == f"MANIFEST: service web: {image} is not built. {fix}"
+
+
+@pytest.mark.parametrize("tag", ["tag", "$TAG", "${TAG}", "${TAG:-latest}", "Tag"])
+def test_a_tag_that_is_tag_in_another_spelling_is_an_error_with_the_line(
+    tmp_path: Path, tag: str
+) -> None:
+    problem = problem_of(tmp_path, f"web:\n  image: r.io/shop:{tag}\n")
+    fix = "only a literal :TAG is replaced. Set image: r.io/shop:TAG"
+    assert problem == f"MANIFEST: service web: {fix}"
 
 
 def test_a_character_outside_unicode_is_an_error(tmp_path: Path) -> None:
@@ -164,6 +185,13 @@ def test_a_character_outside_unicode_is_an_error(tmp_path: Path) -> None:
 def test_a_build_key_that_is_not_supported_is_not_ignored(tmp_path: Path, build: str) -> None:
     text = f"web:\n  image: {IMAGE}\n  build: {build}\n"
     assert "service web: " in problem_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("args", ["{A: {B: c}}", "{A: [b]}", "[{A: b}]", "[[A]]"])
+@pytest.mark.parametrize("name", ["docker-compose.yml", "convox.yml"])
+def test_nested_build_arguments_are_an_error(tmp_path: Path, args: str, name: str) -> None:
+    text = f"services: {{web: {{image: '{IMAGE}', build: {{args: {args}}}}}}}\n"
+    assert "service web: `build:` contains " in problem_of(tmp_path, text, name)
 
 
 def test_a_build_without_keys_has_the_defaults(tmp_path: Path) -> None:
@@ -197,14 +225,20 @@ def test_the_platform_of_a_service_is_part_of_its_build(
 
 
 @pytest.mark.parametrize("key", ["cache_from: [x]", "cache_to: [x]", "tags: [x]", "labels: {a: b}"])
-def test_a_key_that_does_not_change_the_image_is_ignored_with_a_warning(
-    tmp_path: Path, key: str
-) -> None:
+def test_a_key_that_does_not_change_the_image_is_ignored(tmp_path: Path, key: str) -> None:
     text = f"services:\n  web:\n    image: {IMAGE}\n    build: {{context: app, {key}}}\n"
-    manifest = read(tmp_path, text)
-    assert manifest.services[0].build == Build("app")
-    name = key.partition(":")[0]
-    assert manifest.warnings == [f"build.{name} is ignored. It does not change the image."]
+    assert read(tmp_path, text).services[0].build == Build("app")
+
+
+@pytest.mark.parametrize("image", ["", f"image: '{IMAGE}', "])
+@pytest.mark.parametrize("key", ["cache_from", "tags", "context", "dockerfile", "target", "x"])
+def test_in_convox_yml_a_key_that_convox_does_not_read_is_an_error(
+    tmp_path: Path, key: str, image: str
+) -> None:
+    text = f"services: {{web: {{{image}build: {{path: ., {key}: x}}}}}}\n"
+    problem = problem_of(tmp_path, text, "convox.yml")
+    fix = "Use path, manifest and args."
+    assert problem == f"MANIFEST: service web: Convox ignores build.{key}. {fix}"
 
 
 @pytest.mark.parametrize("key", ["network: host", "ssh: [default]", "secrets: [a]", "shm_size: 1g"])

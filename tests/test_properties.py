@@ -93,7 +93,9 @@ def test_a_rewritten_manifest_differs_only_in_image_values(
     except DeployError as error:
         assert not ours, error
         return
-    rewritten = manifest.with_tags({service.tag_offset: "abc-123" for service in manifest.services})
+    for service in manifest.services:
+        service.tag = "abc-123"
+    rewritten = manifest.with_tags()
     expected = {
         name: {**service, "image": f"{ECR}/shop:abc-123"} if name in ours else service
         for name, service in yaml.safe_load(text).get("services", yaml.safe_load(text)).items()

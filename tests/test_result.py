@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 from typing import Any
 
 import pytest
-from conftest import DIGEST, ECR, SHORT_ID, World
+from conftest import COMPOSE, DIGEST, ECR, SHORT_ID, World
 
 from convox_deploy import STEPS
 
@@ -99,6 +100,12 @@ FOREIGN = {
     "list.json": "[1]",
     "number.json": "1",
     "text.json": '"convox-deploy"',
+    "quoting.json": '{"note": "such as \\"tool\\": \\"convox-deploy\\""}',
+    "nesting.json": '{"name": "shop", "deploy": {"tool": "convox-deploy", "status": "failed"}}',
+    "list-of-results.json": '[{"tool": "convox-deploy"}]',
+    "cut.json": '{"tool": "convox-deploy", "status": ',
+    "notes.md": 'A result contains "tool": "convox-deploy".',
+    "deep.json": "[" * 100_000,
     "blank": "\n",
     "binary": "\x00\xff",
 }
@@ -111,8 +118,8 @@ def test_a_file_that_is_not_a_result_is_never_replaced(world: World, name: str, 
     before = path.read_bytes()
     args, env = (["--result", name], {}) if how == "option" else ([], {"DEPLOY_RESULT": name})
     ran = world.deploy(*args, env=env)
-    assert ran.status == 2
-    assert f"--result {name} would replace" in ran.err
+    assert ran.status == 2 and "Traceback" not in ran.err
+    assert f"--result {name} would replace a file that is not a result." in ran.err
     assert path.read_bytes() == before
     assert world.commands("docker build --tag") == []
 
@@ -147,6 +154,18 @@ def test_a_result_that_cannot_be_written_does_not_hide_the_outcome(world: World)
     assert ran.status == 1
     assert "The result was not written: " in ran.err and "Traceback" not in ran.err
     assert "shop is now running RNEWRELEASE." in ran.out
+    assert len(world.commands("docker image rm")) == 1
+
+
+def test_a_result_that_cannot_be_written_changes_no_other_exit_code(world: World) -> None:
+    world.write("results/.keep", "")
+    world.write("deploy/after_build.sh", "#!/bin/sh\n/bin/rm -r results\n", 0o755)
+    world.rules["docker push"] = {"hang": True}
+    ran = world.deploy_and_signal(signal.SIGTERM, "--result", "results/result.json")
+    assert ran.status == 143
+    assert "push failed:\nStopped by SIGTERM" in ran.err
+    assert "The result was not written: results/result.json" in ran.err
+    assert len(world.commands("docker image rm")) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
@@ -157,11 +176,126 @@ def test_a_result_on_a_full_disk_does_not_hide_the_outcome(world: World) -> None
     try:
         (world.app / "full" / "something").write_bytes(b"x" * 4096)
         ran = world.deploy("--result", "full/result.json")
+        left = os.listdir(world.app / "full")
     finally:
         subprocess.run(["umount", world.app / "full"], check=True)
-    assert ran.status == 1
+    assert ran.status == 1 and left == ["something"]
     assert "The result was not written: " in ran.err
     assert "shop is now running RNEWRELEASE." in ran.out
+
+
+@pytest.mark.parametrize("how", ["succeeds", "fails"])
+def test_a_directory_that_is_gone_hides_nothing_of_the_end(world: World, how: str) -> None:
+    """A hook removes the app's directory. Only a result elsewhere can be written then."""
+    status = 1 if how == "fails" else 0
+    script = f'#!/bin/sh\n/bin/rm -r "$PWD"\nexit {status}\n'
+    for result, is_written in (("result.json", False), (str(world.home / "result.json"), True)):
+        world.app.mkdir(exist_ok=True)
+        world.write("Dockerfile", "FROM scratch\n")
+        world.write("docker-compose.yml", COMPOSE)
+        world.write("deploy/before_release.sh", script, 0o755)
+        (world.home / "calls").write_text("")
+        ran = world.deploy("--result", result)
+        assert ran.status == (status if is_written else 1), ran.text
+        assert "Traceback" not in ran.text
+        assert ("The result was not written: result.json" in ran.err) == (not is_written)
+        if how == "fails":
+            assert "before_release failed:\n" in ran.err and "--release RNEW" in ran.err
+        else:
+            assert "shop is now running RNEW" in ran.out
+        assert len(world.commands("docker image rm")) == 1
+    assert json.loads((world.home / "result.json").read_text())["exit_status"] == status
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
+def test_an_output_that_is_closed_hides_nothing_else_of_the_end(world: World, stream: str) -> None:
+    world.rules["docker push"] = {"hang": True}
+    process = world.start("--result", "result.json")
+    world.await_hanging()
+    for name in ("stdout", "stderr") if stream == "both" else (stream,):
+        getattr(process, name).close()
+    process.terminate()
+    err = process.stderr.read() if stream == "stdout" and process.stderr else ""
+    assert process.wait(timeout=30) == 143
+    result = result_of(world)
+    assert (result["status"], result["exit_status"]) == ("failed", 143)
+    assert result["failed_step"] == "push"
+    assert stream != "stdout" or "push failed:\nStopped by SIGTERM" in err
+    assert len(world.commands("docker image rm")) == 1
+
+
+def test_an_output_that_is_closed_at_the_end_of_a_success_hides_no_result(world: World) -> None:
+    world.rules["convox releases promote --app"] = {"pause": 1, "usual": "silent"}
+    process = world.start("--result", "result.json")
+    assert process.stdout and process.stderr
+    for line in process.stdout:
+        if "releases promote" in line:
+            break
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=30) == 0
+    assert (result_of(world)["status"], result_of(world)["verified"]) == ("succeeded", True)
+    assert len(world.commands("docker image rm")) == 1
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "tr_TR.ISO-8859-9"])
+def test_a_locale_that_cannot_print_hides_nothing_of_the_end(world: World, locale: str) -> None:
+    world.rules["docker push"] = {"status": 1, "err": "denied: \u65e5\u672c \U0001f6a2\n"}
+    env = {"LANG": locale, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = world.deploy("--result", "result.json", env=env, encoding="utf-8")
+    assert ran.status == 1 and "push failed:\n" in ran.err
+    assert "denied: \u65e5\u672c \U0001f6a2\n" in ran.err
+    assert "denied: \u65e5\u672c \U0001f6a2" in result_of(world)["error"]
+    assert len(world.commands("docker image rm")) == 1
+
+
+def test_an_argument_that_is_too_long_is_said_in_the_systems_words(world: World) -> None:
+    ran = world.deploy("--description", "x" * 200_000, "--result", "result.json")
+    assert ran.status == 1
+    assert "release failed:\nCannot run convox: Argument list too long.\n" in ran.err
+    assert result_of(world)["error"] == "Cannot run convox: Argument list too long."
+    assert len(world.commands("docker image rm")) == 1
+
+
+@pytest.mark.parametrize("limit", [8, 9, 10])
+def test_too_few_descriptors_are_said_in_the_systems_words(world: World, limit: int) -> None:
+    limits = resource.RLIMIT_NOFILE, (limit, limit)
+    process = world.start("--result", "result.json", preexec_fn=lambda: resource.setrlimit(*limits))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "preflight failed:\n" in err and ": Too many open files.\n" in err
+    assert (world.app / "result.json").exists() or "The result was not written: " in err
+    assert list(world.app.glob("result.json.*")) == []
+
+
+def test_a_cleanup_that_fails_hides_nothing_of_the_end(world: World) -> None:
+    world.rules["docker image rm"] = {"status": 1, "err": "Error: conflict\n"}
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0, ran.text
+    assert result_of(world)["status"] == "succeeded" and ran.err == ""
+    assert "shop is now running RNEWRELEASE." in ran.out
+
+
+@pytest.mark.parametrize("outcome", ["success", "failure"])
+def test_nothing_is_left_beside_the_result(world: World, outcome: str) -> None:
+    """It is written beside its place, and renamed once it is whole."""
+    world.write("results/other", "")
+    if outcome == "failure":
+        world.rules["docker push"] = {"status": 1, "err": "denied"}
+    world.deploy("--result", "results/result.json")
+    assert sorted(os.listdir(world.app / "results")) == ["other", "result.json"]
+    assert result_of(world, "results/result.json")["app"] == "shop"
+
+
+def test_a_directory_in_the_place_of_the_result_is_kept_and_nothing_is_left_beside_it(
+    world: World,
+) -> None:
+    script = "#!/bin/sh\n/bin/mkdir -p results/result.json\n"
+    world.write("results/other", "")
+    world.write("deploy/before_release.sh", script, 0o755)
+    ran = world.deploy("--result", "results/result.json")
+    assert ran.status == 1 and "The result was not written: " in ran.err
+    assert sorted(os.listdir(world.app / "results")) == ["other", "result.json"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
@@ -176,7 +310,7 @@ def test_an_earlier_result_that_cannot_be_removed_is_an_error(world: World) -> N
     finally:
         subprocess.run(["umount", directory], check=True)
     assert ran.status == 2 and "Traceback" not in ran.err
-    assert "--result read-only/result.json is not in an existing, writable directory." in ran.err
+    assert "Error: --result read-only/result.json: Read-only file system.\n" in ran.err
     assert world.calls == []
 
 
@@ -199,6 +333,16 @@ def test_the_earlier_result_is_removed_while_the_deploy_is_running(world: World)
     process.terminate()
     process.communicate(timeout=30)
     assert not exists
+
+
+def test_a_deploy_that_is_killed_leaves_no_result(world: World) -> None:
+    world.write("result.json", OURS)
+    world.rules["docker build"] = {"hang": True}
+    process = world.start("--result", "result.json")
+    world.await_hanging()
+    process.kill()
+    process.wait()
+    assert [name for name in os.listdir(world.app) if name.startswith("result")] == []
 
 
 def test_the_digest_is_null_if_docker_draws_its_progress_on_a_terminal(world: World) -> None:
