@@ -162,9 +162,9 @@ class Deploy:
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
         settings = self.settings
-        if settings.old_release or not (
-            is_final or shell.dry_run or os.path.lexists(settings.file)
-        ):
+        if settings.rollback or (settings.release and os.path.isfile(settings.file)):
+            return  # this is the app's root, so before_release.sh is found
+        if not (is_final or shell.dry_run or os.path.lexists(settings.file)):
             return
         try:
             self.manifest = Manifest.load(settings.file)
@@ -201,7 +201,8 @@ class Deploy:
         manifest, file = self.manifest, self.settings.file
         if manifest.as_they_are and not self.convox.has_external:
             fix = f"Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
-            return f"no `image:` for {names_of(manifest.as_they_are)}. {fix}"
+            problem = f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
+            return f"{problem} {fix}"
         if self.convox.is_v3 and manifest.is_v1:
             why = "Convox v3 ignores services at the top level, and would remove what runs."
             return f"{why} Move them under `services:`."
@@ -972,7 +973,7 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
         raise ValueError("environment must be a list, with lines such as `- NAME=value`.")
     if image is None and is_compose:
         raise ValueError(
-            f"a Compose file needs an image here. Add the line `image: {EXAMPLE_IMAGE}`"
+            f"a Compose file needs an image here. Add this line: image: {EXAMPLE_IMAGE}"
         )
     if image is None:
         return Service(name, read_build(keys, CONVOX_KEYS))
@@ -1017,7 +1018,10 @@ def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
 def read_args(args: Any, may_be_mapping: bool) -> list[Any]:
     """Return build arguments as NAME=VALUE or NAME. Raise ValueError."""
     if may_be_mapping and isinstance(args, dict):
-        return [name if value is None else f"{name}={value}" for name, value in args.items()]
+        return [
+            f"{name}={args[name]}" if isinstance(args[name], str) else args[name] or name
+            for name in args
+        ]
     if not isinstance(args, list):
         raise ValueError("build.args must be a list, with lines such as `- NAME=value`.")
     return args
@@ -2236,9 +2240,10 @@ def main(**options: Any) -> None:
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    named = options["file"] is not None
-    file = options.pop("file") if named else default_file()
-    settings = Settings(**options, file=file, is_file_named=named)
+    file = options.pop("file")
+    is_named = file is not None
+    file = file if is_named else default_file()
+    settings = Settings(**options, file=file, is_file_named=is_named)
     if settings.old_release:
         settings = settings.for_old_release()
     if problems := list(settings.problems()):
