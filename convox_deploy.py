@@ -1952,28 +1952,28 @@ class Shell:
         if self.stopped:
             raise self.stopped
 
-    def start_watch(self) -> None:
-        """Handle signals, and watch the time in a second thread."""
+    def watch(self, work: Callable[[], T]) -> T:
+        """Call a function in a second thread. Meanwhile, handle signals and keep the time."""
         signal.signal(SIGCHLD, signal.SIG_DFL)  # or exit codes would be lost
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for signum in [SIGALRM, *STOP_SIGNALS]:
             if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                 signal.signal(signum, self.stop)
-        threading.Thread(target=self.watch, daemon=True).start()
+        ending = ThreadPoolExecutor(1).submit(work)
+        while wait([ending], 0.1).not_done:
+            self.keep_time(time.monotonic())
+        return ending.result()
 
-    def watch(self) -> None:
+    def keep_time(self, now: float) -> None:
         """Stop what takes too long, kill what does not stop, and print signs of life."""
-        while True:
-            time.sleep(0.1)
-            now = time.monotonic()
-            if now > self.deadline and self.stopped:
-                self.signal_all(SIGKILL)
-            elif now > self.deadline:
-                self.stop(SIGALRM)
-            is_heard = self.passes_through and sys.stdout.isatty()
-            if now > self.heard + HEARTBEAT_SECONDS and not is_heard:
-                with suppress(OSError):  # a closed output is for the next echo to report
-                    echo(f"Still {self.what_is_running()} ({(now - self.started) / 60:.0f} min)")
+        if now > self.deadline and self.stopped:
+            self.signal_all(SIGKILL)
+        elif now > self.deadline:
+            self.stop(SIGALRM)
+        is_heard = self.passes_through and sys.stdout.isatty()
+        if now > self.heard + HEARTBEAT_SECONDS and not is_heard:
+            with suppress(OSError):  # a closed output is for the next echo to report
+                echo(f"Still {self.what_is_running()} ({(now - self.started) / 60:.0f} min)")
 
     def stop(self, signum: int, _frame: Any = None) -> None:
         """Stop all commands and start no others. As a signal handler, it raises nothing.
@@ -2262,8 +2262,7 @@ def main(**options: Any) -> None:
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
         os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
-    shell.start_watch()
-    code = run_deploy(settings)
+    code = shell.watch(lambda: run_deploy(settings))
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
