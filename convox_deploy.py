@@ -7,8 +7,8 @@ Copy this file into the root of your app and run
 
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
-A deploy runs deploy/before_build.sh, `docker build`, deploy/after_build.sh, `docker push`,
-`convox build`, deploy/before_release.sh and `convox releases promote`, in this order. It succeeds
+A deploy runs deploy/before_build.sh, docker build, deploy/after_build.sh, docker push,
+convox build, deploy/before_release.sh and convox releases promote, in this order. It succeeds
 once the rack reports the new release as running. --rollback goes back to an older release.
 
 This file reads from the top: the deploy; how it ends; the manifest; docker, ECR, convox, git and
@@ -597,7 +597,7 @@ def as_deploy_error(error: Exception) -> DeployError:
         what = f"{error.filename or 'Cannot write'}: {error.strerror or error}".rstrip(".")
         return DeployError(f"{what}. Check its permissions and the disk's space, or set TMPDIR.")
     with suppress(OSError):  # stderr is closed
-        traceback.print_exception(type(error), error, error.__traceback__)
+        echo(traceback.format_exc(), err=True)
     return DeployError(
         f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}."
         f" This is a bug in convox_deploy.py {__version__}. Please report it with the traceback."
@@ -1829,6 +1829,7 @@ class Shell:
 
     def __init__(self) -> None:
         self.running: dict[int, str] = {}  # names of commands by process group
+        self.starting: list[str] = []  # names of commands that have no process group yet
         self.warnings: list[str] = []  # of convox, about variables that the release loses
 
     def run(self, words: str, *arguments: str, **options: Any) -> None:
@@ -1874,8 +1875,12 @@ class Shell:
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
         self.passes_through = "_out" in options
-        command = start(words.split() + list(arguments), options)
-        self.running[command.pgid] = name
+        self.starting.append(name)
+        try:
+            command = start(words.split() + list(arguments), options)
+            self.running[command.pgid] = name
+        finally:
+            self.starting.remove(name)
         if self.stopped:  # in the meantime
             kill_group(command.pgid, SIGTERM)
         try:
@@ -1991,7 +1996,7 @@ class Shell:
                 kill_group(group, signum)
 
     def what_is_running(self) -> str:
-        names = ", ".join(self.running.values())
+        names = ", ".join([*self.running.values(), *self.starting])
         return self.doing or (names and f"running {names}") or "between two commands"
 
 
