@@ -187,8 +187,9 @@ class Deploy:
         for image in self.images:
             arguments.update(self.docker.arguments(image.build))
         needs_environment = self.manifest.as_they_are or self.manifest.required
-        if needs_environment or arguments.keys() - known.keys():
-            known = {**self.read_environment(arguments), **known}
+        unknown = {name: arguments[name] for name in arguments.keys() - known.keys()}
+        if needs_environment or unknown:
+            known = {**self.read_environment(unknown), **known}
         for image in self.images:
             names = self.docker.arguments(image.build)
             image.arguments = {name: known[name] for name in names if name in known}
@@ -216,11 +217,18 @@ class Deploy:
         try:
             environment = self.convox.environment
         except CommandFailed as failure:
-            # `convox build --external` reads it, too, after our builds.
-            if self.manifest.as_they_are or not all(arguments.values()):
+            if self.manifest.as_they_are:  # `convox build --external` reads it, too
                 raise
-            names = ", ".join(arguments)
-            warn(f"{failure}\nThese ARGs keep their defaults: {names}.")
+            required = [name for name in arguments if not arguments[name]]
+            if names := required or list(arguments):
+                problem = (
+                    f"ARG {', '.join(names)} may come from the app's environment, which cannot be"
+                    f" read: {failure.output.splitlines()[-1]}\n"
+                    f"To give a value, set the variable and add `-- --build-arg {names[0]}`."
+                )
+                if required:
+                    raise DeployError(problem) from None
+                warn(problem)
             return {}
         if missing := self.manifest.required - environment.keys():
             fix = f"Set them with {self.convox.to_type('env set')} NAME=VALUE."
@@ -1585,7 +1593,7 @@ class Convox:
             while not ended.wait(pause):
                 answer = json.loads(self.ask("convox deploy-debug --output json", *options))
                 age = time.monotonic() - started
-                for pod in answer["pods"] or []:
+                for pod in answer.get("pods") or []:
                     if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age:
                         self.note_unhealthy(pod)
                 pause = next_pause
@@ -1594,11 +1602,12 @@ class Convox:
         """Print a container's state if it is new. Keep its log, which may contain secrets."""
         with suppress(CommandFailed):
             learn_secrets(self.environment)
-        state = ". ".join(filter(None, [f"{pod['service']}: {pod['stateDetail']}", pod["hint"]]))
-        if not self.unhealthy.get(pod["service"], "").startswith(state):
+        service, hint = pod["service"], pod.get("hint")  # what is empty is left out
+        state = f"{service}: {pod.get('stateDetail', pod.get('phase'))}{hint and f'. {hint}' or ''}"
+        if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
-        log = str(pod["previousLogs"] or pod["logs"] or "").splitlines()[-LOG_LINES:]
-        self.unhealthy[pod["service"]] = LOG_INDENT.join([state, *log])
+        log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
+        self.unhealthy[service] = LOG_INDENT.join([state, *log])
 
 
 def release_id(output: str, name: str) -> str:

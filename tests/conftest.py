@@ -56,12 +56,7 @@ OLD_RELEASE = {
     "description": "Sell",
     "id": "ROLDRELEASE",
 }
-NO_CONTAINERS = {
-    "overview": {"services": [], "events": []},
-    "initPods": [],
-    "pods": [],
-    "summary": {},
-}
+NO_CONTAINERS = {"overview": {"services": None}, "summary": {}}  # without empty lists
 RACK_FILES = {
     "releases.json": json.dumps([RELEASE, OLD_RELEASE]),
     "release.json": json.dumps({**RELEASE, "id": "%s"}) + "\n",  # of any other release

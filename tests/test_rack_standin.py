@@ -643,13 +643,13 @@ def test_deploy_debug_shows_what_crashes_now(v3: Rack) -> None:
     [pod] = report["pods"]
     assert (pod["service"], pod["classification"], pod["ready"]) == ("web", "unhealthy", "0/1")
     assert pod["stateDetail"] == "CrashLoopBackOff: exit code 3" and pod["hint"]
-    assert pod["logs"] == pod["previousLogs"] == ["no database"]
+    assert pod["logs"] == pod["previousLogs"] == "no database"
     assert isinstance(pod["ageSeconds"], int) and pod["restarts"] > 0
     [service] = report["overview"]["services"]
     assert (service["name"], service["status"], service["readyReplicas"]) == ("web", "deploying", 0)
     assert report["overview"]["events"][0]["reason"] == "BackOff" and report["initPods"] is None
     few = v3.debug("--no-events", "--no-previous", "--services", "web", "--lines", "5")
-    assert few["overview"]["events"] is None and few["pods"][0]["previousLogs"] is None
+    assert "events" not in few["overview"] and "previousLogs" not in few["pods"][0]
     assert v3.debug("--services", "other")["pods"] is None
     assert "no database" in v3.ask("deploy-debug", "-a", "shop")
     v3.ask("apps", "cancel", "-a", "shop")
@@ -664,7 +664,7 @@ def test_deploy_debug_shows_an_image_that_cannot_be_pulled(v3: Rack) -> None:
     v3.await_app(lambda app: bool(app["pods"]))
     [pod] = v3.debug()["pods"]
     assert (pod["phase"], pod["stateDetail"]) == ("Pending", "ImagePullBackOff: manifest unknown")
-    assert pod["logs"] is None
+    assert "logs" not in pod
     process.kill()
     process.communicate()
 
