@@ -1603,7 +1603,8 @@ class Convox:
         with suppress(CommandFailed):
             learn_secrets(self.environment)
         service, hint = pod["service"], pod.get("hint")  # what is empty is left out
-        state = f"{service}: {pod.get('stateDetail', pod.get('phase'))}{hint and f'. {hint}' or ''}"
+        state = f"{service}: {pod.get('stateDetail') or pod.get('phase')}"
+        state = f"{state}. {hint}" if hint else state
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
