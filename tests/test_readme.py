@@ -198,6 +198,13 @@ def test_the_sample_of_the_end_is_what_is_printed(world: World) -> None:
     assert sample in re.sub(r"Total: \d+\.\d s", "Total: 43.2 s", world.deploy().out)
 
 
+def test_the_sample_of_what_to_do_is_what_is_printed(world: World) -> None:
+    world.write("deploy/before_release.sh", "#!/bin/sh\nexit 1\n", 0o755)
+    env = {"PATH": f"{world.bin}:{os.environ['PATH']}"}
+    [sample] = [text for text in blocks(REFERENCE, "text") if "To resume" in text]
+    assert world.deploy(env=env).err.endswith(sample)
+
+
 def test_the_sample_result_has_the_shape_of_a_result_and_the_keys_of_the_table(
     world: World,
 ) -> None:
@@ -265,7 +272,8 @@ def test_the_settings_table_is_complete() -> None:
     for parameter in convox_deploy.main.params:
         if isinstance(parameter, click.Option) and parameter.name != "version":
             variable = parameter.envvar or []
-            actual[parameter.opts[0]] = [variable] if isinstance(variable, str) else list(variable)
+            for name in parameter.opts:
+                actual[name] = [variable] if isinstance(variable, str) else list(variable)
     assert {name: names for name, names in documented.items() if name != "--"} == actual
 
 
