@@ -417,6 +417,31 @@ def add_app(sandbox: Any, directory: Path, name: str) -> Path:
     return app
 
 
+def add_context(sandbox: Any, directory: Path) -> Path:
+    """Return a docker configuration like that of Docker Desktop: the current context is not `default`."""
+    from sandbox import create_docker_config
+
+    config = create_docker_config(directory / "docker-config")
+    of_user, contexts = config / "cli-plugins", config / "contexts"
+    plugins = [path.resolve() for path in of_user.glob("*")]
+    for link in (of_user, contexts):
+        link.unlink(missing_ok=True)
+    of_user.mkdir()
+    for plugin in plugins:
+        (of_user / plugin.name).symlink_to(plugin)
+    path = config / "config.json"
+    without_context = {**json.loads(path.read_text()), "currentContext": ""}
+    path.write_text(
+        json.dumps(without_context)
+    )  # docker creates none if the current one is missing
+    host = "{{.Endpoints.docker.Host}}"
+    engine = sandbox.check("docker", "context", "inspect", "--format", host).strip()
+    create = ["context", "create", "desktop-linux", "--docker", f"host={engine}"]
+    for words in (create, ["context", "use", "desktop-linux"]):
+        sandbox.check("docker", "--config", str(config), *words)
+    return config
+
+
 @pytest.fixture
 def new_app(sandbox: Any, tmp_path: Path) -> Callable[[str], Path]:
     """Return a function that adds a copy of the sample app with the given name."""

@@ -230,7 +230,9 @@ class Sandbox:
         env["PATH"] = os.pathsep.join(
             [str(programs), os.path.dirname(sys.executable), env.get("PATH", os.defpath)]
         )
-        env["DOCKER_CONFIG"] = str(self.directory / "docker-config")
+        env["DOCKER_CONFIG"] = str(create_docker_config(self.directory / "docker-config"))
+        if {"DOCKER_TLS", "DOCKER_TLS_VERIFY"} & env.keys():
+            env.setdefault("DOCKER_CERT_PATH", str(docker_config_of_user()))
         env["CONVOX_STANDIN"] = str(self.directory / "rack")
         env.update(CONVOX_HOST=RACK_HOST, CONVOX_PASSWORD=RACK_PASSWORD)
         env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
@@ -301,6 +303,7 @@ class Sandbox:
             self.has_own_engine = True
             self.create_bridge()
             # BuildKit in Docker 20.10 does not look for certificates in /etc/docker/certs.d.
+            self.env.pop("DOCKER_CONTEXT", None)
             command = ["env", f"SSL_CERT_FILE={self.bundle_certificates()}", "dockerd"]
             command += ["--bridge", BRIDGE]
             command += ["--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
@@ -505,8 +508,7 @@ class Sandbox:
     def set_up_rack(self) -> None:
         """Give the rack a registry of its own, and its credentials and the other registry's (`convox registries add`)."""
         state = Path(self.env["CONVOX_STANDIN"])
-        config = state / "docker-config"
-        config.mkdir(parents=True)
+        config = create_docker_config(state / "docker-config")
         env = {**self.env, "DOCKER_CONFIG": str(config)}
         self.log_in(env, self.registry_host, "AWS", REGISTRY_PASSWORD)
         [port] = free_ports(1)
@@ -520,6 +522,24 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:
+def docker_config_of_user() -> Path:
+    return Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser().absolute()
+
+
+def create_docker_config(directory: Path) -> Path:
+    """Create a docker configuration like the user's, with the same contexts and plugins, but without the logins."""
+    directory.mkdir(parents=True)
+    users = docker_config_of_user()
+    for name in ("contexts", "cli-plugins"):
+        if (users / name).is_dir():
+            (directory / name).symlink_to(users / name)
+    path = users / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    kept = {key: config[key] for key in ("currentContext", "cliPluginsExtraDirs") if key in config}
+    (directory / "config.json").write_text(json.dumps(kept))
+    return directory
+
+
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in sockets]
 
