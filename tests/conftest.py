@@ -397,12 +397,12 @@ def sandbox() -> Iterator[Any]:
 @pytest.fixture(params=["legacy builder", "BuildKit"])
 def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
     """Return the environment of each builder in turn."""
-    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.env)
+    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.legacy_env)
 
 
 def name_for(builder: Mapping[str, str], name: str) -> str:
     """Return the name of an app that is deployed with each builder."""
-    return f"{name}-{builder.get('DOCKER_BUILDKIT', '0')}"
+    return f"{name}-{builder['DOCKER_BUILDKIT']}"
 
 
 def add_app(sandbox: Any, directory: Path, name: str) -> Path:

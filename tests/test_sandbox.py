@@ -330,7 +330,7 @@ def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
 ) -> None:
     app = warm_app(sandbox, new_app, "cold")
     cold = "warning: Building web without the running image as cache: "
-    assert f"{cold}this needs BuildKit.\n" in deploy(sandbox, app, OPTION)
+    assert f"{cold}this needs BuildKit.\n" in deploy(sandbox, app, OPTION, **sandbox.legacy_env)
     sandbox.wipe_engine()
     repository = "registry/docker/registry/v2/repositories/cold"
     shutil.rmtree(sandbox.directory / repository)  # like a lifecycle policy

@@ -255,14 +255,18 @@ class Sandbox:
             install_packages(*missing)
 
     @property
+    def legacy_env(self) -> dict[str, str]:
+        """Our environment for builds with docker's legacy builder."""
+        return {**self.env, "DOCKER_BUILDKIT": "0"}
+
+    @property
     def buildkit_env(self) -> dict[str, str]:
-        """Our environment for builds with BuildKit, which is built into Debian's docker."""
-        ours, path = self.env["PATH"].split(os.pathsep)[:2], self.env["PATH"]
-        return {
-            **self.env,
-            "PATH": os.pathsep.join([*ours, "/usr/bin", path]),
-            "DOCKER_BUILDKIT": "1",
-        }
+        """Our environment for builds with BuildKit. If our docker lacks buildx, use Debian's, which needs none."""
+        env = {**self.env, "DOCKER_BUILDKIT": "1"}
+        if "--secret" not in self.run("docker", "build", "--help", env=env).stdout:
+            ours, path = env["PATH"].split(os.pathsep)[:2], env["PATH"]
+            env["PATH"] = os.pathsep.join([*ours, "/usr/bin", path])
+        return env
 
     def run(self, *argv: str, **how: object) -> subprocess.CompletedProcess[str]:
         """Run a command in the sandbox's environment without showing it. Return the result, whatever the exit code."""
@@ -299,11 +303,11 @@ class Sandbox:
         elif self.has_ecr:
             home = self.directory / "docker"
             self.env["DOCKER_HOST"] = f"unix://{home}/docker.sock"
+            self.env.pop("DOCKER_CONTEXT", None)
             home.mkdir()
             self.has_own_engine = True
             self.create_bridge()
             # BuildKit in Docker 20.10 does not look for certificates in /etc/docker/certs.d.
-            self.env.pop("DOCKER_CONTEXT", None)
             command = ["env", f"SSL_CERT_FILE={self.bundle_certificates()}", "dockerd"]
             command += ["--bridge", BRIDGE]
             command += ["--data-root", f"{home}/data", "--exec-root", f"{home}/run"]
@@ -518,10 +522,6 @@ class Sandbox:
         (state / "own-registry.json").write_text(json.dumps(own))
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
 def docker_config_of_user() -> Path:
     return Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser().absolute()
 
@@ -540,6 +540,10 @@ def create_docker_config(directory: Path) -> Path:
     return directory
 
 
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in sockets]
 
