@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TOOL, name_for
+from conftest import ROOT, TOOL, add_context, name_for
 from test_sandbox import ALL_OUTPUT, is_running, require_ecr
 
 from sandbox import wait_for  # isort: skip
@@ -359,6 +360,37 @@ def test_an_unmodified_convox_yml_with_hooks(rack: Rack, new: Any) -> None:
     assert uploads(rack, name) == [["Dockerfile", "convox.yml", "worker/Dockerfile.prod"]]
     assert local_images(rack) == before
     assert [path for path in app.parent.iterdir() if path != app] == []
+
+
+@pytest.fixture
+def desktop(sandbox: Any, builder: dict[str, str], tmp_path: Path) -> Rack:
+    """The rack, used with a docker whose context is not `default`, like Docker Desktop's, and with buildx."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "docker").symlink_to(ROOT / "tests" / "standin-buildx")
+    env = {
+        **builder,
+        "REAL_DOCKER": str(shutil.which("docker", path=builder["PATH"])),
+        "PATH": os.pathsep.join([str(programs), builder["PATH"]]),
+        "DOCKER_CONFIG": str(add_context(sandbox, tmp_path)),
+    }
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        env.pop(name, None)
+    return Rack(sandbox, env)
+
+
+@with_buildkit
+def test_the_builder_of_the_current_context_builds(desktop: Rack, rack: Rack, new: Any) -> None:
+    """buildx refuses the builder of any other context, even that of `default` for the same engine."""
+    name = name_for(rack.env, "desktop")
+    app = three_services(new, name)
+    others = {**desktop.env, "BUILDX_BUILDER": "default"}
+    refused = desktop.run("docker", "build", str(app), env=others)
+    text = 'ERROR: use `docker --context=default buildx` to switch to context "default"\n'
+    assert refused.returncode == 1 and text in refused.stderr
+    deploy(desktop, app, "--no-promote")
+    rack.check("convox", "releases", "promote", "--app", name, rack.releases(name)[0]["id"])
+    assert rack.pages(name)["worker"] == f"{name}-worker"
 
 
 @with_buildkit
