@@ -1616,7 +1616,8 @@ def start(argv: list[str], options: dict[str, Any]) -> Any:
 def kill_half_started(error: Exception) -> None:
     """Kill what sh has started before it failed."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if pid := getattr(frame.f_locals.get("self"), "pid", None):
+        pid = getattr(frame.f_locals.get("self"), "pid", None)
+        if isinstance(pid, int):  # not what sh.Command makes of any name
             kill_group(pid, SIGKILL)
 
 
