@@ -1607,7 +1607,7 @@ def start(argv: list[str], options: dict[str, Any]) -> Any:
         raise CommandFailed(f"Cannot run {program}: {why}") from None
     except (sh.ForkException, OSError, RuntimeError) as error:  # the latter for want of threads
         kill_half_started(error)
-        why = re.sub(r".*\[Errno \d+\] |: '.*", "", str(error).strip().rpartition("\n")[2])
+        why = re.sub(r".*\[Errno \d+\] |: b?'.*", "", str(error).strip().rpartition("\n")[2])
         if why in ("Exec format error", "No such file or directory"):
             why += ". Its first line must be #! and an installed interpreter, and end in LF"
         raise CommandFailed(f"Cannot run {program}: {why}.") from None
