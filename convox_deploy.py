@@ -7,8 +7,8 @@ Copy this file into the root of your app and run
 
     APP_NAME=shop CONVOX_HOST=rack.example.com CONVOX_PASSWORD=... ./convox_deploy.py
 
-A deploy runs deploy/before_build.sh, `docker build`, deploy/after_build.sh, `docker push`,
-`convox build`, deploy/before_release.sh and `convox releases promote`, in this order. It succeeds
+A deploy runs deploy/before_build.sh, docker build, deploy/after_build.sh, docker push,
+convox build, deploy/before_release.sh and convox releases promote, in this order. It succeeds
 once the rack reports the new release as running.
 
 This file reads from the top: the deploy; how it ends; the manifest; docker, ECR, convox, git and
