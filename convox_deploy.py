@@ -1439,6 +1439,7 @@ class Shell:
 
     def __init__(self) -> None:
         self.running: dict[int, str] = {}  # names of commands by process group
+        self.starting: list[str] = []  # names of commands that have no process group yet
 
     def run(self, words: str, *arguments: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
@@ -1470,8 +1471,12 @@ class Shell:
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
         self.passes_through = "_out" in options
-        command = start(words.split() + list(arguments), options)
-        self.running[command.pgid] = name
+        self.starting.append(name)
+        try:
+            command = start(words.split() + list(arguments), options)
+            self.running[command.pgid] = name
+        finally:
+            self.starting.remove(name)
         if self.stopped:  # in the meantime
             kill_group(command.pgid, SIGTERM)
         try:
@@ -1546,19 +1551,19 @@ class Shell:
         if self.stopped:
             raise self.stopped
 
-    def start_watch(self) -> None:
-        """Handle signals, and watch the time in a second thread."""
+    def watch(self, work: Callable[[], T]) -> T:
+        """Call a function in a second thread, and watch over it until it ends.
+
+        Stop what takes too long, kill what does not stop, and print signs of life. If a signal
+        reaches another thread, it is handled only when this one wakes up.
+        """
         signal.signal(SIGCHLD, signal.SIG_DFL)  # or exit codes would be lost
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for signum in [SIGALRM, *STOP_SIGNALS]:
             if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                 signal.signal(signum, self.stop)
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    def watch(self) -> None:
-        """Stop what takes too long, kill what does not stop, and print signs of life."""
-        while True:
-            time.sleep(0.1)
+        ending = ThreadPoolExecutor(1).submit(work)
+        while wait([ending], 0.1).not_done:
             now = time.monotonic()
             if now > self.deadline and self.stopped:
                 self.signal_all(SIGKILL)
@@ -1568,6 +1573,7 @@ class Shell:
             if now > self.heard + HEARTBEAT_SECONDS and not is_heard:
                 with suppress(OSError):  # a closed output is for the next echo to report
                     echo(f"Still {self.what_is_running()} ({(now - self.started) / 60:.0f} min)")
+        return ending.result()
 
     def stop(self, signum: int, _frame: Any = None) -> None:
         """Stop all commands and start no others. As a signal handler, it raises nothing.
@@ -1584,7 +1590,7 @@ class Shell:
             kill_group(group, signum)
 
     def what_is_running(self) -> str:
-        names = ", ".join(self.running.values())
+        names = ", ".join(sorted({*self.running.values(), *self.starting}))
         return self.doing or (names and f"running {names}") or "between two commands"
 
 
@@ -1769,8 +1775,7 @@ def main(**options: Any) -> None:
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
         os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
-    shell.start_watch()
-    code = run_deploy(settings)
+    code = shell.watch(lambda: run_deploy(settings))
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
