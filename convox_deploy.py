@@ -455,7 +455,7 @@ def as_deploy_error(error: Exception) -> DeployError:
         what = f"{error.filename or 'Cannot write'}: {error.strerror or error}".rstrip(".")
         return DeployError(f"{what}. Check its permissions and the disk's space, or set TMPDIR.")
     with suppress(OSError):  # stderr is closed
-        traceback.print_exception(type(error), error, error.__traceback__)
+        echo(traceback.format_exc(), err=True)
     return DeployError(
         f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}."
         f" This is a bug in convox_deploy.py {__version__}. Please report it with the traceback."
