@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import ROOT, World
 
 PASSWORD, TOKEN = "marked/pass word%&", "marked-token-of-ecr"
 SECRETS = {
@@ -216,3 +216,17 @@ def test_a_secret_at_the_end_of_a_failed_build_is_not_cut_and_shown(world: World
     ran = world.deploy("--result", "result.json", env={"API_TOKEN": secret})
     assert ran.status == 1 and "login with ***" in ran.err
     assert secret[-10:] not in ran.text + (world.app / "result.json").read_text()
+
+
+def test_the_traceback_of_a_bug_reveals_no_secrets(world: World) -> None:
+    bug = f"""
+import convox_deploy
+def bug(self, image):
+    raise KeyError({PASSWORD!r})
+convox_deploy.Docker.build = bug
+convox_deploy.main()
+"""
+    env = {**SECRETS, "PYTHONPATH": str(ROOT)}
+    ran = world.deploy("--result", "result.json", program=["-c", bug], env=env)
+    assert ran.status == 1 and "KeyError: '***'" in ran.err
+    assert found_in(ran.text + (world.app / "result.json").read_text()) == []
