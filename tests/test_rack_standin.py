@@ -648,7 +648,7 @@ def test_deploy_debug_shows_what_crashes_now(v3: Rack) -> None:
     [service] = report["overview"]["services"]
     assert (service["name"], service["status"], service["readyReplicas"]) == ("web", "deploying", 0)
     assert report["overview"]["events"][0]["reason"] == "BackOff" and "initPods" not in report
-    few = v3.debug("--no-events", "--no-previous", "--services", "web", "--lines", "5")
+    few = v3.debug("--no-events", "--no-previous", "--service", "web", "--lines", "5")
     assert "events" not in few["overview"] and "previousLogs" not in few["pods"][0]
     assert "pods" not in v3.debug("--service", "other")
     assert "no database" in v3.ask("deploy-debug", "-a", "shop")
