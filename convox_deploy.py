@@ -614,17 +614,14 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
-    if deploy.step_name == "release" and may_have_released(error):
+    # Once `convox build` has printed an error of the rack or of docker, it has made no release.
+    has_no_answer = isinstance(error, CommandFailed) and (
+        error.status == 0 or re.search(UNREACHABLE, error.output)
+    )
+    if deploy.step_name == "release" and (has_no_answer or isinstance(error, Stopped)):
         look = f"To look: {deploy.convox.to_type('releases')}."
         return f"Nothing was promoted.{was} A release may have been built.\n{look}"
     return f"Nothing was released or promoted.{was}"
-
-
-def may_have_released(error: DeployError) -> bool:
-    """Return whether `convox build` may have made a release whose ID we do not know."""
-    if isinstance(error, CommandFailed):
-        return error.status == 0 or bool(re.search(UNREACHABLE, error.output))
-    return isinstance(error, Stopped)
 
 
 def state_after_promote(deploy: Deploy) -> str:
@@ -777,6 +774,10 @@ class Service:
     repository: str = ""  # empty if the manifest names no image
     tag_offset: int = 0  # where TAG is in the manifest's text, if it names an image
     tag: str = field(default="", compare=False)  # that replaces TAG
+
+    @property
+    def registry(self) -> str:
+        return self.repository.partition("/")[0]
 
 
 @dataclass
@@ -1117,12 +1118,14 @@ class Docker:
         if images and MACHINE in ("arm64", "aarch64") and not (platform or self.given_platform):
             fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
             warnings.append(f"builds linux/arm64. {fix}")
-        repositories = {each.repository for image in images for each in image.services} - {""}
-        for registry in sorted({repository.partition("/")[0] for repository in repositories}):
-            if not (re.fullmatch(ECR_HOST, registry) or may_be_logged_in(registry)):
-                warnings.append(
-                    f"docker has no login to {registry}. If needed: docker login {registry}"
-                )
+        registries, config = (
+            {each.registry for image in images for each in image.services},
+            docker_config(),
+        )
+        for registry in sorted(registries - {""}):
+            if not (Ecr.of(registry) or registry in config or "credsStore" in config):
+                fix = f"If it needs one: docker login {registry}"
+                warnings.append(f"docker has no login to {registry}. {fix}")
         return warnings
 
     @property
@@ -1233,15 +1236,11 @@ class Docker:
                 raise
 
 
-def may_be_logged_in(registry: str) -> bool:
-    """Return whether docker's configuration has a login to a registry, or may find one."""
-    path = Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
-    key = "https://index.docker.io/v1/" if registry == "docker.io" else registry
-    with suppress(OSError, ValueError):
-        config = mapping(json.loads(path.read_text()))
-        has_helper = "credsStore" in config or registry in mapping(config.get("credHelpers"))
-        return has_helper or key in mapping(config.get("auths"))
-    return False
+def docker_config() -> str:
+    """Return docker's configuration, which names the registries that it is logged in to."""
+    with suppress(OSError):
+        return Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json").read_text()
+    return ""
 
 
 # --- ECR ------------------------------------------------------------------------------
