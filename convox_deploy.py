@@ -264,10 +264,9 @@ class Deploy:
         if self.settings.rollback or running in ("", release):
             return
         if "" < created < self.convox.created(running):
-            raise Overtaken(
-                f"{release} was created before {running}, which is running. Racks promote no older"
-                f" release. Deploy again or, to release it all the same, {with_rollback(release)}."
-            )
+            why = f"{release} was created before {running}, which is running."
+            fix = f"Deploy again or, to release the older one, {same_command('rollback', release)}."
+            raise Overtaken(f"{why} Racks promote no older release. {fix}")
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
@@ -281,15 +280,7 @@ class Deploy:
             echo(f"Manifest: {settings.file}{self.manifest.summary}")
             for warning in self.manifest.warnings + self.docker.warnings(self.images):
                 warn(warning)
-            self.warn_of_used_tag()
         self.export()
-
-    def warn_of_used_tag(self) -> None:
-        """Racks may keep the image that they have under a tag."""
-        tag, running = self.settings.tag, self.result.running_before
-        with suppress(CommandFailed):
-            if tag and f":{tag}" in " ".join(self.convox.images_of(running).values()):
-                warn(f"The running {running} has images with the tag {tag}, too.")
 
     def export(self) -> None:
         """Set the variables that hooks get."""
@@ -310,11 +301,13 @@ class Deploy:
 
     def hook(self, name: str) -> None:
         """Run a hook as a step, or print one line if there is none."""
-        path = hook_path(name)
-        if name not in self.hooks and not os.path.lexists(path):
-            return echo(f"\n{header(name)}: skipped, no {path}", fg="cyan")
+        if not self.has_hook(name):
+            return echo(f"\n{header(name)}: skipped, no {hook_path(name)}", fg="cyan")
         with self.step(name):
-            shell.run(str(path), _in=0)
+            shell.run(str(hook_path(name)), _in=0)
+
+    def has_hook(self, name: str) -> bool:
+        return name in self.hooks or os.path.lexists(hook_path(name))
 
     def build(self) -> None:
         with self.step("build"):
@@ -380,15 +373,15 @@ class Deploy:
 
         Images without a repository are left to the release step. Return records for the result.
         """
-        records = []
+        records = list[dict[str, Any]]()
         for image in self.images:
             names = [each.name for each in image.services if each.repository == repository]
             if names:
                 reference = repository and f"{repository}:{image.services[0].tag}"
                 digest = self.docker.push(image, reference, names[0]) if repository else None
-                record = {"image": reference, "digest": digest, "platform": image.platform}
-                about = {"services": names, "build_seconds": image.build_seconds}
-                records.append({**record, **about})
+                record = dict[str, Any](image=reference, digest=digest, platform=image.platform)
+                record.update(services=names, build_seconds=image.build_seconds)
+                records.append(record)
         return records
 
     def release(self) -> None:
@@ -424,11 +417,9 @@ class Deploy:
                 return
             if not shell.dry_run and (newer := self.convox.newer_release(release)):
                 warn(f"{newer} is newer. Its changes, such as variables, are not in {release}.")
-            path = hook_path("before_release")
-            if "before_release" not in self.hooks and not os.path.lexists(path):
-                return echo(f"There is no {path}.", dim=True)
-            shell.run(str(path), _in=0)
-            self.await_turn()  # again: meanwhile, somebody else may have deployed
+            if self.has_hook("before_release"):
+                shell.run(str(hook_path("before_release")), _in=0)
+                self.await_turn()  # again: meanwhile, somebody else may have deployed
 
     def await_turn(self) -> None:
         """Wait until nobody else's deploy is under way. What runs then is the way back."""
@@ -456,7 +447,7 @@ class Deploy:
                         self.result.release = copy[1]
                     shell.pause(POLL_SECONDS, "waiting for what the rack reports")
                 app = self.convox.await_settled()
-            self.result.running = app.release
+            self.result.running = app.release if app.status == "running" else ""
             if app != (self.result.release, "running"):
                 raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
@@ -623,28 +614,29 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
-    if deploy.step_name == "release" and may_have_released(error):
+    # Once `convox build` has printed an error of the rack or of docker, it has made no release.
+    has_no_answer = isinstance(error, CommandFailed) and (
+        error.status == 0 or re.search(UNREACHABLE, error.output)
+    )
+    if deploy.step_name == "release" and (has_no_answer or isinstance(error, Stopped)):
         look = f"To look: {deploy.convox.to_type('releases')}."
         return f"Nothing was promoted.{was} A release may have been built.\n{look}"
     return f"Nothing was released or promoted.{was}"
 
 
-def may_have_released(error: DeployError) -> bool:
-    """Return whether `convox build` may have made a release whose ID we do not know."""
-    if isinstance(error, CommandFailed):
-        return error.status == 0 or bool(re.search(UNREACHABLE, error.output))
-    return isinstance(error, Stopped)
-
-
 def state_after_promote(deploy: Deploy) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
-    again = f"To try again, {with_rollback(old) if old else with_release(result.release)}."
+    again = f"To try again, {same_command('release', result.release)}."
     before, copy = result.running_before or "nothing", ""
-    if old and result.release:
-        copy = f" {result.release}, a copy of {old}, is now the newest release."
+    if old:
+        again = f"To try again, {same_command('rollback', old)}."
+        if result.release:
+            copy = f" {result.release}, a copy of {old}, is now the newest release."
     app = App(result.running, "running") if result.running else ask_once_more(convox)
-    if app.status in SETTLED:
+    if app.status == "failed":
+        return f"{result.app} is failed.{copy}"
+    if app.status == "running":
         result.running = app.release
         again = again if app.release == result.running_before else "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
@@ -687,28 +679,22 @@ def print_end(deploy: Deploy, state: str) -> None:
     echo(f"Verified: {deploy.rack.label} reports {result.release} running.")
     if result.running_before not in ("", result.release):
         login = "use a login that is allowed to, and " if deploy.convox.is_restricted else ""
-        echo(f"To roll back, {login}{with_rollback(result.running_before)}.")
+        echo(f"To roll back, {login}{same_command('rollback', result.running_before)}.")
 
 
-def with_release(release: str) -> str:
-    return f"run the same command with --release {release} (or DEPLOY_RELEASE={release})"
-
-
-def with_rollback(release: str) -> str:
-    return f"run the same command with --rollback {release} (or DEPLOY_ROLLBACK={release})"
+def same_command(option: str, release: str) -> str:
+    return f"run the same command with --{option} {release} (or DEPLOY_{option.upper()}={release})"
 
 
 def how_to_resume(release: str) -> str:
-    return f"To resume from here, {with_release(release)}."
+    return f"To resume from here, {same_command('release', release)}."
 
 
-def read_result(path: str) -> dict[str, Any]:
-    """Return an earlier result, {} for another file. Raise OSError."""
+def read_result(path: str) -> Any:
+    """Return an earlier result, or None for another file. Raise OSError."""
     with suppress(ValueError, LookupError, TypeError, RecursionError):
-        result: dict[str, Any] = json.loads(Path(path).read_text())
-        if result["tool"] == TOOL:
-            return result
-    return {}
+        result = json.loads(Path(path).read_text())
+        return result if result["tool"] == TOOL else None
 
 
 def images_of_result(path: str) -> list[dict[str, Any]]:
@@ -788,6 +774,10 @@ class Service:
     repository: str = ""  # empty if the manifest names no image
     tag_offset: int = 0  # where TAG is in the manifest's text, if it names an image
     tag: str = field(default="", compare=False)  # that replaces TAG
+
+    @property
+    def registry(self) -> str:
+        return self.repository.partition("/")[0]
 
 
 @dataclass
@@ -1128,12 +1118,14 @@ class Docker:
         if images and MACHINE in ("arm64", "aarch64") and not (platform or self.given_platform):
             fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
             warnings.append(f"builds linux/arm64. {fix}")
-        repositories = {each.repository for image in images for each in image.services} - {""}
-        for registry in sorted({repository.partition("/")[0] for repository in repositories}):
-            if not (re.fullmatch(ECR_HOST, registry) or may_be_logged_in(registry)):
-                warnings.append(
-                    f"docker has no login to {registry}. If needed: docker login {registry}"
-                )
+        registries, config = (
+            {each.registry for image in images for each in image.services},
+            docker_config(),
+        )
+        for registry in sorted(registries - {""}):
+            if not (Ecr.of(registry) or registry in config or "credsStore" in config):
+                fix = f"If it needs one: docker login {registry}"
+                warnings.append(f"docker has no login to {registry}. {fix}")
         return warnings
 
     @property
@@ -1244,15 +1236,11 @@ class Docker:
                 raise
 
 
-def may_be_logged_in(registry: str) -> bool:
-    """Return whether docker's configuration has a login to a registry, or may find one."""
-    path = Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
-    key = "https://index.docker.io/v1/" if registry == "docker.io" else registry
-    with suppress(OSError, ValueError):
-        config = mapping(json.loads(path.read_text()))
-        has_helper = "credsStore" in config or registry in mapping(config.get("credHelpers"))
-        return has_helper or key in mapping(config.get("auths"))
-    return False
+def docker_config() -> str:
+    """Return docker's configuration, which names the registries that it is logged in to."""
+    with suppress(OSError):
+        return Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json").read_text()
+    return ""
 
 
 # --- ECR ------------------------------------------------------------------------------
@@ -1329,7 +1317,7 @@ class Ecr(NamedTuple):
 RELEASE_ID = "R[A-Z]{9,10}"
 CONSOLE = r"(?i)console\.convox\.com(:443)?"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
-SETTLED = ("running", "failed")  # failed: a v2 rack whose CloudFormation stack is broken
+SETTLED = ("running", "failed")
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
@@ -2147,7 +2135,7 @@ class Settings:
         for name, value in vars(self).items():
             pattern, what = PATTERNS.get(name, ("(?s).+", "a value. Leave the option out instead"))
             if isinstance(value, str) and not re.fullmatch(pattern, value, re.ASCII):
-                yield f"--{name}: {value!r} is not {what}."
+                yield f"--{name.rpartition('_')[2]}: {value!r} is not {what}."
         if self.timeout < 0:
             yield f"--timeout: {self.timeout:g} is not a number of minutes, such as 30 or 1.5."
         args = self.docker_build_args

@@ -420,12 +420,12 @@ def sandbox() -> Iterator[Any]:
 @pytest.fixture(params=["legacy builder", "BuildKit"])
 def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
     """Return the environment of each builder in turn."""
-    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.env)
+    return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.legacy_env)
 
 
 def name_for(builder: Mapping[str, str], name: str) -> str:
     """Return the name of an app that is deployed with each builder."""
-    return f"{name}-{builder.get('DOCKER_BUILDKIT', '0')}"
+    return f"{name}-{builder['DOCKER_BUILDKIT']}"
 
 
 def add_app(sandbox: Any, directory: Path, name: str) -> Path:
@@ -438,6 +438,31 @@ def add_app(sandbox: Any, directory: Path, name: str) -> Path:
     )
     sandbox.check("convox", "apps", "create", name)
     return app
+
+
+def add_context(sandbox: Any, directory: Path) -> Path:
+    """Return a docker configuration like that of Docker Desktop: the current context is not `default`."""
+    from sandbox import create_docker_config
+
+    config = create_docker_config(directory / "docker-config")
+    of_user, contexts = config / "cli-plugins", config / "contexts"
+    plugins = [path.resolve() for path in of_user.glob("*")]
+    for link in (of_user, contexts):
+        link.unlink(missing_ok=True)
+    of_user.mkdir()
+    for plugin in plugins:
+        (of_user / plugin.name).symlink_to(plugin)
+    path = config / "config.json"
+    without_context = {**json.loads(path.read_text()), "currentContext": ""}
+    path.write_text(
+        json.dumps(without_context)
+    )  # docker creates none if the current one is missing
+    host = "{{.Endpoints.docker.Host}}"
+    engine = sandbox.check("docker", "context", "inspect", "--format", host).strip()
+    create = ["context", "create", "desktop-linux", "--docker", f"host={engine}"]
+    for words in (create, ["context", "use", "desktop-linux"]):
+        sandbox.check("docker", "--config", str(config), *words)
+    return config
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TOOL, name_for
+from conftest import ROOT, TOOL, add_context, name_for
 from test_sandbox import ALL_OUTPUT, is_running, require_ecr
 
 from sandbox import wait_for  # isort: skip
 
 SAMPLE = ROOT / "examples" / "sandbox" / "app"
 BY_URL = "https://convox:sandbox-password@rack.sandbox"
+UNKNOWN = "(name unknown|error from registry): "  # the latter with the containerd image store
 THREE_SERVICES = """\
 services:
   web:
@@ -166,7 +168,7 @@ def test_an_image_for_another_platform_must_be_named_with_it(rack: Rack, new: An
     inspect = ["docker", "image", "inspect", "--format", "{{.Os}}/{{.Architecture}}"]
     assert rack.check(*inspect, pushed) == "linux/s390x\n"
     (directory / "Dockerfile").write_text(f"FROM {image}\n")
-    assert rack.build(name, directory).returncode == ("DOCKER_BUILDKIT" in rack.env)
+    assert rack.build(name, directory).returncode == (rack.env["DOCKER_BUILDKIT"] == "1")
 
 
 @with_the_legacy_builder
@@ -225,7 +227,7 @@ def test_a_push_that_fails_fails_the_build(
     built = rack.build(name, directory)
     assert (built.returncode, built.stdout) == (1, "")
     assert "Login Succeeded" in built.stderr
-    assert re.search(f"\nERROR: .*name unknown: .*'{name}' does not exist", built.stderr, re.DOTALL)
+    assert re.search(f"\nERROR: .*{UNKNOWN}.*'{name}' does not exist", built.stderr, re.DOTALL)
     assert rack.builds(name) == ["failed"] and rack.releases(name) == []
 
 
@@ -360,6 +362,37 @@ def test_an_unmodified_convox_yml_with_hooks(rack: Rack, new: Any) -> None:
     assert [path for path in app.parent.iterdir() if path != app] == []
 
 
+@pytest.fixture
+def desktop(sandbox: Any, builder: dict[str, str], tmp_path: Path) -> Rack:
+    """The rack, used with a docker whose context is not `default`, like Docker Desktop's, and with buildx."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "docker").symlink_to(ROOT / "tests" / "standin-buildx")
+    env = {
+        **builder,
+        "REAL_DOCKER": str(shutil.which("docker", path=builder["PATH"])),
+        "PATH": os.pathsep.join([str(programs), builder["PATH"]]),
+        "DOCKER_CONFIG": str(add_context(sandbox, tmp_path)),
+    }
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        env.pop(name, None)
+    return Rack(sandbox, env)
+
+
+@with_buildkit
+def test_the_builder_of_the_current_context_builds(desktop: Rack, rack: Rack, new: Any) -> None:
+    """buildx refuses the builder of any other context, even that of `default` for the same engine."""
+    name = name_for(rack.env, "desktop")
+    app = three_services(new, name)
+    others = {**desktop.env, "BUILDX_BUILDER": "default"}
+    refused = desktop.run("docker", "build", str(app), env=others)
+    text = 'ERROR: use `docker --context=default buildx` to switch to context "default"\n'
+    assert refused.returncode == 1 and text in refused.stderr
+    deploy(desktop, app, "--no-promote")
+    rack.check("convox", "releases", "promote", "--app", name, rack.releases(name)[0]["id"])
+    assert rack.pages(name)["worker"] == f"{name}-worker"
+
+
 @with_buildkit
 def test_a_release_is_resumed_without_building_again(rack: Rack, new: Any) -> None:
     name = name_for(rack.env, "resumed")
@@ -381,7 +414,7 @@ def test_a_push_to_the_rack_that_fails_fails_the_deploy(
     refuse_pushes(sandbox, own_registry)
     before = local_images(rack)
     output = deploy(rack, app, status=1)
-    assert "name unknown: The repository" in output and "release failed:" in output
+    assert re.search(f"{UNKNOWN}The repository", output) and "release failed:" in output
     assert rack.builds(name) == ["failed"] and rack.releases(name) == []
     assert local_images(rack) == before
     own_registry()

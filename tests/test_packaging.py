@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,13 +12,25 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, World
-from test_startup import python_of
 
 import convox_deploy
 
 UV = str(Path(sys.executable).with_name("uv"))
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 OLDEST, NEWEST = 9, 13
+
+
+def python_of(version: str) -> str:
+    """Return the path of that Python version. Skip the test if it is not installed."""
+    places = [
+        *os.environ["PATH"].split(os.pathsep),
+        *map(str, Path.home().glob(".pyenv/versions/*/bin")),
+    ]
+    found = (shutil.which(f"python{version}", path=place) for place in places)
+    for path in filter(None, found):
+        if subprocess.run([path, "-c", ""], check=False).returncode == 0:
+            return path
+    pytest.skip(f"Python {version} is not installed")
 
 
 @pytest.fixture(scope="module")

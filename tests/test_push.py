@@ -1,4 +1,4 @@
-"""Pushing: creating a missing repository, retries, digests and parallel pushes."""
+"""Pushing: creating a missing repository, one repetition, digests and parallel pushes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def two_services(world: World) -> World:
 
 @pytest.fixture(autouse=True)
 def impatient(world: World) -> None:
-    world.constants = {"PUSH_PAUSES": [0, 0, 0]}
+    world.constants = {"PUSH_PAUSE": 0}
 
 
 # --- the repository -------------------------------------------------------------------
@@ -49,12 +49,12 @@ MISSING = [  # docker's errors for a missing repository: 20.10 and classic 29, c
 def test_a_missing_repository_is_created_and_the_push_is_repeated_immediately(
     world: World, reason: str
 ) -> None:
-    world.constants = {"PUSH_PAUSES": [600, 600, 600]}
+    world.constants = {"PUSH_PAUSE": 600}
     world.rules["docker push"] = {"number": 1, "status": 1, "err": reason}
     ran = world.deploy()
     assert ran.status == 0, ran.text
     assert len(world.commands("docker push")) == 2 and len(world.commands(CREATE)) == 1
-    assert "Retrying" not in ran.text
+    assert "Trying once more" not in ran.text
 
 
 def test_an_existing_repository_is_neither_looked_up_nor_created(world: World) -> None:
@@ -63,12 +63,26 @@ def test_an_existing_repository_is_neither_looked_up_nor_created(world: World) -
     assert world.commands("aws") == ["aws ecr get-login-password --region us-east-1"]
 
 
-def test_a_push_is_retried_until_ecr_knows_the_new_repository(world: World) -> None:
+def test_the_push_after_creating_a_repository_does_not_count_as_the_repetition(
+    world: World,
+) -> None:
+    """ECR may need a moment to know a new repository."""
     missing: Rule = {"status": 1, "err": MISSING[0]}
-    world.rules["docker push"] = {"sequence": [missing] * 3 + [{"usual": True}]}
+    world.rules["docker push"] = {"sequence": [missing] * 2 + [{"usual": True}]}
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    assert len(world.commands("docker push")) == 4 and len(world.commands(CREATE)) == 1
+    assert len(world.commands("docker push")) == 3
+    assert ran.out.count("Trying once more in 0 s.") == 1
+
+
+def test_a_push_that_still_fails_after_a_repository_was_created_is_repeated_once(
+    world: World,
+) -> None:
+    world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
+    ran = world.deploy()
+    assert ran.status == 1 and MISSING[0] in ran.err
+    assert len(world.commands("docker push")) == 3
+    assert ran.out.count("Trying once more in 0 s.") == 1
 
 
 def test_a_push_after_an_eof_is_repeated_if_someone_else_created_the_repository(
@@ -89,16 +103,16 @@ def test_a_push_is_repeated_if_another_deploy_has_just_created_the_repository(
     assert ran.status == 0, ran.text
 
 
-def test_creation_is_attempted_once_and_the_push_error_is_the_one_reported(world: World) -> None:
+def test_a_repository_that_exists_does_not_change_the_error_of_the_push(world: World) -> None:
     world.rules = {"docker push": {"status": 1, "err": "unexpected EOF"}, CREATE: EXISTS}
     ran = world.deploy()
     assert ran.status == 1
-    assert len(world.commands("docker push")) == 4 and len(world.commands(CREATE)) == 1
-    assert "exited with code 1.\n  unexpected EOF\n" in ran.err
+    assert len(world.commands("docker push")) == 2 == len(world.commands(CREATE))
+    assert "exited with code 1.\n  unexpected EOF\nNothing was" in ran.err
 
 
 @pytest.mark.parametrize("reason", MISSING[:4])
-def test_a_user_who_cannot_create_repositories_gets_an_error_without_retries(
+def test_a_user_who_cannot_create_repositories_gets_an_error_without_a_repetition(
     world: World, reason: str
 ) -> None:
     world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: DENIED}
@@ -109,7 +123,7 @@ def test_a_user_who_cannot_create_repositories_gets_an_error_without_retries(
     assert "AccessDeniedException" in ran.err and reason in ran.err
 
 
-def test_other_failures_are_retried_for_a_user_who_cannot_create_repositories(
+def test_other_failures_are_repeated_for_a_user_who_cannot_create_repositories(
     world: World,
 ) -> None:
     world.rules = {"docker push": {"number": 1, "status": 1, "err": "broken pipe"}, CREATE: DENIED}
@@ -139,7 +153,7 @@ def test_repositories_are_never_created_outside_ecr(world: World) -> None:
     world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
     ran = world.deploy()
     assert ran.status == 1
-    assert world.commands("aws") == [] and len(world.commands("docker push")) == 1
+    assert world.commands("aws") == [] and len(world.commands("docker push")) == 2
 
 
 def test_two_images_in_one_repository_create_it_once(two_services: World) -> None:
@@ -149,36 +163,63 @@ def test_two_images_in_one_repository_create_it_once(two_services: World) -> Non
     assert len(two_services.commands(CREATE)) == 1
 
 
-# --- retries --------------------------------------------------------------------------
+# --- the repetition -------------------------------------------------------------------
 
 
 PERMANENT = [
     "denied: requested access to the resource is denied",
     "no basic auth credentials",
     "unknown: unexpected status from HEAD request to https://r.io/v2/shop/manifests/x: 403 Forbidden",
-    "write /var/lib/docker/tmp: no space left on device",
+    "unauthorized: authentication required",
+    "denied: Your authorization token has expired. Reauthenticate and try again.",
+    "tag invalid: The image tag 'x' cannot be overwritten because the tag is immutable.",
+    'failed to do request: Head "https://r.io/v2/": x509: certificate signed by unknown authority',
 ]
 
 
 @pytest.mark.parametrize(
     "reason",
-    ["received unexpected HTTP status: 503", "unexpected EOF", "an error that nobody has seen yet"],
+    [
+        "received unexpected HTTP status: 503",
+        "unexpected EOF",
+        "write /var/lib/docker/tmp: no space left on device",
+        "an error that nobody has seen yet",
+    ],
 )
-def test_a_failure_without_a_known_permanent_cause_is_retried(world: World, reason: str) -> None:
+def test_a_failure_without_a_known_permanent_cause_is_repeated(world: World, reason: str) -> None:
     (world.home / "repositories").write_text("123456789012/shop\n")
     world.rules["docker push"] = {"number": 1, "status": 1, "err": reason}
     ran = world.deploy()
     assert ran.status == 0, ran.text
     assert len(world.commands("docker push")) == 2
-    assert f" failed: {reason} Retrying in 0 s." in ran.out
+    why = f"`docker push` for web exited with code 1.\n  {reason}\n"
+    assert f"warning: {why}Trying once more in 0 s.\n" in ran.out
+
+
+def test_a_failed_push_is_repeated_exactly_once(world: World) -> None:
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    world.rules["docker push"] = {"status": 1, "err": "unexpected EOF"}
+    ran = world.deploy()
+    assert ran.status == 1
+    assert len(world.commands("docker push")) == 2
+    assert ran.out.count("Trying once more") == 1
+
+
+def test_a_push_is_repeated_after_a_pause(world: World) -> None:
+    world.constants = {"PUSH_PAUSE": 0.5}
+    (world.home / "repositories").write_text("123456789012/shop\n")
+    world.rules["docker push"] = {"number": 1, "status": 1, "err": "unexpected EOF"}
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 0 and "Trying once more in 0.5 s.\n" in ran.out
+    assert json.loads((world.app / "result.json").read_text())["seconds"]["push"] >= 0.5
 
 
 @pytest.mark.parametrize("reason", PERMANENT)
-def test_a_failure_with_a_known_permanent_cause_is_not_retried(world: World, reason: str) -> None:
+def test_a_failure_with_a_known_permanent_cause_is_not_repeated(world: World, reason: str) -> None:
     world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: EXISTS}
-    ran = world.deploy()
+    ran = world.deploy("--tag", "v1")  # one that does not name the content
     assert ran.status == 1 and reason in ran.err
-    assert len(world.commands("docker push")) == 1
+    assert len(world.commands("docker push")) == 1 and "Trying once more" not in ran.out
 
 
 def test_a_failed_push_to_a_repository_named_immutable_fails(world: World) -> None:
@@ -189,11 +230,11 @@ def test_a_failed_push_to_a_repository_named_immutable_fails(world: World) -> No
     assert world.commands("convox build --app") == []
 
 
-def test_a_signal_interrupts_a_retry_delay(world: World) -> None:
-    world.constants = {"PUSH_PAUSES": [600]}
+def test_a_signal_interrupts_the_pause_before_the_repetition(world: World) -> None:
+    world.constants = {"PUSH_PAUSE": 600}
     world.rules = {"docker push": {"status": 1, "err": "unexpected EOF"}, CREATE: EXISTS}
     process = world.start()
-    assert process.stdout and any("Retrying in 600 s." in line for line in process.stdout)
+    assert process.stdout and any("Trying once more in 600 s." in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
     ran = ended(process)
     assert ran.status == 143
@@ -219,7 +260,7 @@ def test_unchanged_content_is_deployed_again_if_the_tags_are_immutable(
 @pytest.mark.parametrize(
     "command", ["docker build", "convox build --app", "convox releases promote --app", "before"]
 )
-def test_no_other_command_that_changes_something_is_retried(world: World, command: str) -> None:
+def test_no_other_command_that_changes_something_is_repeated(world: World, command: str) -> None:
     world.add_hooks()
     world.rules[command] = {"status": 1, "err": "connection reset by peer"}
     assert world.deploy().status == 1

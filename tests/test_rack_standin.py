@@ -647,14 +647,14 @@ def test_deploy_debug_shows_what_crashes_now(v3: Rack) -> None:
     assert isinstance(pod["ageSeconds"], int) and pod["restarts"] > 0
     [service] = report["overview"]["services"]
     assert (service["name"], service["status"], service["readyReplicas"]) == ("web", "deploying", 0)
-    assert report["overview"]["events"][0]["reason"] == "BackOff" and report["initPods"] is None
-    few = v3.debug("--no-events", "--no-previous", "--services", "web", "--lines", "5")
+    assert report["overview"]["events"][0]["reason"] == "BackOff" and "initPods" not in report
+    few = v3.debug("--no-events", "--no-previous", "--service", "web", "--lines", "5")
     assert "events" not in few["overview"] and "previousLogs" not in few["pods"][0]
-    assert v3.debug("--services", "other")["pods"] is None
+    assert "pods" not in v3.debug("--service", "other")
     assert "no database" in v3.ask("deploy-debug", "-a", "shop")
     v3.ask("apps", "cancel", "-a", "shop")
     v3.await_status("running")
-    assert v3.debug()["pods"] is None  # they are gone
+    assert "pods" not in v3.debug()  # they are gone
     process.communicate(timeout=20)
 
 
@@ -672,7 +672,7 @@ def test_deploy_debug_shows_an_image_that_cannot_be_pulled(v3: Rack) -> None:
 def test_deploy_debug_leaves_out_what_is_healthy(v3: Rack) -> None:
     assert v3.promote(v3.releases()[0])[0] == 0
     report = v3.debug()
-    assert report["pods"] is None and report["overview"]["services"][0]["status"] == "running"
+    assert "pods" not in report and report["overview"]["services"][0]["status"] == "running"
     assert v3.debug("--all")["pods"][0]["classification"] == "healthy"
 
 
@@ -925,7 +925,7 @@ def test_the_recording_standin_rolls_back(world: World) -> None:
 
 def test_the_recording_standin_has_no_unhealthy_containers(world: World) -> None:
     report = json.loads(recorded(world, "deploy-debug", "--app", "shop", "--output", "json"))
-    assert report["pods"] == report["overview"]["events"] == []
+    assert "pods" not in report and "events" not in report["overview"]
     help_of_all = recorded(world, "deploy-debug", "--app", "shop", cli="v2")
     assert help_of_all.startswith("convox\n\nUsage:")
     assert "--id" in recorded(world, "releases", "rollback", "--help")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, TOOL, add_app, name_for
+from conftest import ROOT, TOOL, add_app, add_context, name_for
 
-from sandbox import wait_for  # isort: skip
+from sandbox import create_docker_config, wait_for  # isort: skip
 
 NewApp = Callable[[str], Path]
 OPTION = "--cache-from-running"
@@ -273,7 +273,8 @@ def test_a_deploy_key_can_deploy(sandbox: Any, new_app: NewApp) -> None:
 def test_a_push_without_an_ecr_login_fails(sandbox: Any, new_app: NewApp) -> None:
     require_ecr(sandbox)
     app = new_app("outsider")
-    output = deploy(sandbox, app, status=1, SKIP_ECR_AUTH="1", DOCKER_CONFIG=str(app / "no-login"))
+    no_login = str(create_docker_config(app / "no-login"))
+    output = deploy(sandbox, app, status=1, SKIP_ECR_AUTH="1", DOCKER_CONFIG=no_login)
     assert "no basic auth credentials" in output
     assert "push failed:" in output and "Nothing was released or promoted." in output
 
@@ -326,24 +327,57 @@ def test_a_build_continues_if_the_running_image_cannot_be_used_as_a_cache(
 ) -> None:
     app = warm_app(sandbox, new_app, "cold")
     cold = "warning: Building web without the running image as cache: "
-    assert f"{cold}this needs BuildKit.\n" in deploy(sandbox, app, OPTION)
+    assert f"{cold}this needs BuildKit.\n" in deploy(sandbox, app, OPTION, **sandbox.legacy_env)
     sandbox.wipe_engine()
     repository = "registry/docker/registry/v2/repositories/cold"
     shutil.rmtree(sandbox.directory / repository)  # like a lifecycle policy
     output = deploy(sandbox, app, OPTION, "--no-promote", **sandbox.buildkit_env, **LOGGED_IN)
-    assert re.search(f"{cold}Error response from daemon: .*cold.* not found", output)
+    by_tool, by_buildkit = f"{cold}Error response from daemon: ", r"#\d+ ERROR: "
+    assert re.search(f"^({by_tool}|{by_buildkit}).*/cold:.* not found", output, re.MULTILINE)
+
+
+def test_docker_still_finds_the_users_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are next to docker's configuration, which the sandbox replaces."""
+    from sandbox import Sandbox
+
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "mine"))
+    monkeypatch.delenv("DOCKER_CERT_PATH", raising=False)
+    sandbox = Sandbox()
+    sandbox.directory = tmp_path
+    assert sandbox.clean_environment()["DOCKER_CERT_PATH"] == str(tmp_path / "mine")
+
+
+PLUGIN = """#!/bin/sh
+case $1 in
+    docker-cli-plugin-metadata) echo '{"SchemaVersion": "0.1.0", "Vendor": "test", "Version": "1"}' ;;
+    *) echo "our plugin" ;;
+esac
+"""
 
 
 def test_without_ecr_images_are_pushed_to_a_registry_on_localhost(
-    sandbox: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Any, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine without root or Debian. This must be the last test, because it removes the base image."""
+    """As on a machine without root or Debian, where Docker Desktop may have chosen the context."""
     from sandbox import ECR, Sandbox
 
-    monkeypatch.setenv("DOCKER_HOST", sandbox.env.get("DOCKER_HOST", ""))
+    config = add_context(sandbox, tmp_path)
+    plugin = config / "cli-plugins" / "docker-ours"
+    plugin.write_text(PLUGIN)
+    plugin.chmod(0o755)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    request.addfinalizer(sandbox.create_base_image)  # the other sandbox removes it
     plain = Sandbox(report=lambda text: None)
     plain.has_ecr = False
     with plain:
+        assert "DOCKER_HOST" not in plain.env
+        context = plain.check("docker", "context", "inspect", "--format", "{{.Name}}").strip()
+        assert (context, plain.check("docker", "ours")) == ("desktop-linux", "our plugin\n")
         app = tmp_path / "plain"
         shutil.copytree(ROOT / "examples" / "sandbox" / "app", app)
         manifest = app / "docker-compose.yml"

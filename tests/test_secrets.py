@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import World
+from conftest import ROOT, World
 
 PASSWORD, TOKEN = "marked/pass word%&", "marked-token-of-ecr"
 SECRETS = {
@@ -28,7 +28,7 @@ def found_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("cli", "args"), [("2016", []), ("v3", []), ("2016", ["--dry-run"]), ("v3", ["--no-promote"])]
+    ("cli", "args"), [("v2", []), ("v3", []), ("v2", ["--dry-run"]), ("v3", ["--no-promote"])]
 )
 def test_a_deploy_reveals_no_secrets(world: World, args: list[str], cli: str) -> None:
     world.add_git()
@@ -67,7 +67,7 @@ def test_a_command_that_prints_its_environment_reveals_no_secrets(
     world: World, command: str, status: int
 ) -> None:
     world.add_git()
-    world.constants = {"PUSH_PAUSES": [0]}
+    world.constants = {"PUSH_PAUSE": 0}
     world.rules[command] = {"environment": True, "status": status}
     ran = world.deploy("--result", "result.json", env=dict(SECRETS))
     assert found_in(ran.text + (world.app / "result.json").read_text()) == []
@@ -106,23 +106,42 @@ def test_a_secret_is_redacted_as_it_is_and_percent_encoded(world: World, spellin
     assert text.count("<***>") >= len(HARD)
 
 
-URLS = {
+URLS = {  # what is a secret in each
     "https://convox:p@ss@word@rack.example.com": ["p@ss@word", "p%40ss%40word"],
     "https://convox:pass%2fword@rack.example.com": ["pass%2fword", "pass/word", "pass%2Fword"],
     "https://convox:p%61ssword@rack.example.com": ["p%61ssword", "password"],
+    "https://convox:marked1/marked2@rack.example.com": ["marked1/marked2", "marked1", "marked2"],
+    "https://convox:marked1:marked2@rack.example.com": ["marked1:marked2", "marked1", "marked2"],
+    "https://convox:marked1?marked2@rack.example.com": ["marked1?marked2", "marked1", "marked2"],
+    "https://convox:marked1#marked2@rack.example.com": ["marked1#marked2", "marked1", "marked2"],
+    "https://marked-user:marked-word@rack.example.com": ["marked-user", "marked-word"],
+    "https://marked-alone@rack.example.com": ["marked-alone"],
 }
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_the_password_in_a_rack_url_is_redacted(world: World, url: str) -> None:
-    world.rules["convox build --app"] = {"status": 1, "err": "\n".join([url, *URLS[url]]) + "\n"}
+def test_the_login_in_a_rack_url_is_redacted(world: World, url: str) -> None:
+    lines = [url, *(f"<{secret}>" for secret in URLS[url])]
+    world.rules["convox build --app"] = {"status": 1, "err": "\n".join(lines) + "\n"}
     env = {"RACK_URL": url, "CONVOX_HOST": None, "CONVOX_PASSWORD": None}
-    ran = world.deploy(env=env)
+    ran = world.deploy("--result", "result.json", env=env)
     assert ran.status == 1
+    written = (world.app / "result.json").read_text()
+    assert "https://***@rack.example.com\n" in ran.out and "https://***@" in written
     for secret in URLS[url]:
-        assert secret not in ran.text.replace("get-login-password", "").replace(
+        assert secret not in (ran.text + written).replace("get-login-password", "").replace(
             "password-stdin", ""
         )
+    shown = re.findall(r"^<\*{3}(?:[:/?#]\*{3})?>$", ran.out, re.MULTILINE)
+    assert len(shown) == len(URLS[url])
+
+
+def test_the_usual_user_and_the_host_in_a_rack_url_are_not_redacted(world: World) -> None:
+    world.rules["convox build --app"] = {"usual": True, "err": "a convox rack\n"}
+    env = {"RACK_URL": "https://convox:marked-word@rack.example.com/marked-path"}
+    ran = world.deploy(env={**env, "CONVOX_HOST": None, "CONVOX_PASSWORD": None})
+    assert ran.status == 0 and "***" not in ran.text
+    assert "\na convox rack\n" in ran.out and "rack.example.com (RACK_URL)\n" in ran.out
 
 
 def test_a_multiline_secret_is_redacted_line_by_line(world: World) -> None:
@@ -137,8 +156,8 @@ def test_short_secrets_are_not_redacted(world: World) -> None:
     assert ran.status == 0 and "***" not in ran.text
 
 
-def test_the_ecr_password_is_redacted_in_the_retry_warning(world: World) -> None:
-    world.constants = {"PUSH_PAUSES": [0]}
+def test_the_ecr_password_is_redacted_in_the_warning_before_a_repetition(world: World) -> None:
+    world.constants = {"PUSH_PAUSE": 0}
     (world.home / "repositories").write_text("123456789012/shop\n")
     world.rules["docker push"] = {"number": 1, "status": 1, "err": f"EOF while sending {TOKEN}"}
     ran = world.deploy(env={"STANDIN_ECR_TOKEN": TOKEN})
@@ -155,9 +174,9 @@ def test_a_secret_in_the_arguments_is_redacted_when_the_command_is_shown(world: 
 @pytest.mark.parametrize("pause", [0, 0.3])
 def test_a_secret_that_is_printed_in_pieces_is_redacted(world: World, pause: float) -> None:
     script = (
-        "import os,sys,time; p=os.environ['CONVOX_PASSWORD']; print('x' * 70000 + p); "
-        f"sys.stdout.write('half ' + p[:9]); sys.stdout.flush(); time.sleep({pause}); print(p[9:]);"
-        "print('Release: ROURSXXXXXX')"
+        "import os,sys,time; p=os.environ['CONVOX_PASSWORD']; log=sys.stderr; "
+        "print('x' * 70000 + p, file=log); log.write('half ' + p[:9]); log.flush(); "
+        f"time.sleep({pause}); print(p[9:], file=log); print('ROURSXXXXXX')"
     )
     fake = world.home / "convox"
     fake.write_text(
@@ -166,9 +185,9 @@ def test_a_secret_that_is_printed_in_pieces_is_redacted(world: World, pause: flo
         f"    os.execv({str(world.bin / 'convox')!r}, ['convox', *sys.argv[1:]])\n"
     )
     fake.chmod(0o755)
-    env: dict[str, Any] = {"PATH": f"{world.home}:{world.bin}", "CONVOX_STANDIN_CLI": "2016"}
-    ran = world.deploy(env={**SECRETS, **env})
-    assert ran.status == 0, ran.text
+    env = {**SECRETS, "PATH": f"{world.home}:{world.bin}"}
+    ran = world.deploy("--no-promote", env=env)
+    assert ran.status == 0 and "Built release ROURSXXXXXX" in ran.out, ran.text
     assert ran.out.count("***") == 2 and found_in(ran.text) == []
 
 
@@ -194,7 +213,20 @@ def test_no_running_process_shows_a_secret(world: World) -> None:
 def test_a_secret_at_the_end_of_a_failed_build_is_not_cut_and_shown(world: World) -> None:
     secret = "AbCdEfGhIj" * 9
     world.rules["convox build --app"] = {"out": f"log\nlogin with {secret}\n"}
-    env = {"API_TOKEN": secret, "CONVOX_STANDIN_CLI": "2016"}
-    ran = world.deploy("--result", "result.json", env=env)
-    assert ran.status == 1
+    ran = world.deploy("--result", "result.json", env={"API_TOKEN": secret})
+    assert ran.status == 1 and "login with ***" in ran.err
     assert secret[-10:] not in ran.text + (world.app / "result.json").read_text()
+
+
+def test_the_traceback_of_a_bug_reveals_no_secrets(world: World) -> None:
+    bug = f"""
+import convox_deploy
+def bug(self, image):
+    raise KeyError({PASSWORD!r})
+convox_deploy.Docker.build = bug
+convox_deploy.main()
+"""
+    env = {**SECRETS, "PYTHONPATH": str(ROOT)}
+    ran = world.deploy("--result", "result.json", program=["-c", bug], env=env)
+    assert ran.status == 1 and "KeyError: '***'" in ran.err
+    assert found_in(ran.text + (world.app / "result.json").read_text()) == []

@@ -7,6 +7,8 @@ import json
 import pytest
 from conftest import COMPOSE, ECR, World
 
+from convox_deploy import main
+
 
 def pushed_and_app(world: World) -> tuple[str, str]:
     app = world.call("convox build --app").argv
@@ -41,7 +43,11 @@ def test_empty_variables_count_as_unset(world: World) -> None:
     names += [
         "DEPLOY_RESULT",
         "DEPLOY_TIMEOUT",
-        "DEPLOY_NO_VERIFY",
+        "DEPLOY_FROM",
+        "DEPLOY_DESCRIPTION",
+        "DEPLOY_PARALLEL",
+        "DEPLOY_NO_PROMOTE",
+        "DEPLOY_RELEASE",
         "CONVOX_HOST",
         "CONVOX_PASSWORD",
     ]
@@ -116,51 +122,6 @@ def test_a_remote_build_context_is_not_checked_locally(world: World) -> None:
 # --- variables ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("CONVOX_RAK", "CONVOX_RACK"),
-        ("RACKNAME", "RACK_NAME"),
-        ("RACK_URI", "RACK_URL"),
-        ("APPNAME", "APP_NAME"),
-        ("CONVOX_PASSWRD", "CONVOX_PASSWORD"),
-        ("CONVOX_HSOT", "CONVOX_HOST"),
-        ("CONVOX_AP", "CONVOX_APP"),
-        ("IMAGE_TGA", "IMAGE_TAG"),
-        ("DOCKER_COMPOSR", "DOCKER_COMPOSE"),
-        ("SKIP_ECR_AUHT", "SKIP_ECR_AUTH"),
-        ("DEPLOY_DRYRUN", "DEPLOY_DRY_RUN"),
-        ("DEPLOY_NO_PROMOTTE", "DEPLOY_NO_PROMOTE"),
-        ("DEPLOY_RELAESE", "DEPLOY_RELEASE"),
-        ("DEPLOY_TIMEOUTS", "DEPLOY_TIMEOUT"),
-        ("DEPLOY_FORM", "DEPLOY_FROM"),
-    ],
-)
-def test_a_misspelled_variable_is_an_error(world: World, typed: str, meant: str) -> None:
-    """The one that is meant may have another name, such as CONVOX_APP for APP_NAME."""
-    ran = world.deploy(env={meant: None, typed: "x"})
-    assert ran.status == 2
-    assert f"{typed} looks like a misspelling of {meant}. Rename or unset it." in ran.err
-    assert world.calls == []
-
-
-def test_unrelated_variables_are_no_misspellings(world: World) -> None:
-    names = "RACK_ENV DEPLOY_ENV APP_ENV DEPLOY_TIME DEPLOY_USER DEPLOY_KEY DEPLOY_TOKEN APP_HOME"
-    names += (
-        " DEPLOY_TAG IMAGE_NAME IMAGE_ID RACK_ATTACK APP_HOST APP_URL APP_SECRET RACK DEPLOY APP"
-    )
-    names += " CONVOX CONVOX_RACK_URL CONVOX_ORG DOCKER_HOST COMPOSE_FILE CONVOX_ENV_DROP_GUARD"
-    names += " BACK_URL TRACK_URL DEPLOY_RELEASE_ID DEPLOY_BRANCH ECR_AUTH HOST PASSWORD URL"
-    ran = world.deploy(env=dict.fromkeys(names.split(), "something"))
-    assert ran.status == 0, ran.text
-
-
-def test_a_variable_that_is_there_too_is_not_the_misspelled_one(world: World) -> None:
-    """Both are someone's own: only a variable that is missing can have been misspelled."""
-    env = {"APP_NAMES": "shop office", "CONVOX_HOSTS": "a b"}
-    assert world.deploy(env=env).status == 0
-
-
 @pytest.mark.parametrize(("app", "other"), [("other", None), ("shop", "other")])
 def test_convox_app_counts_as_app_name(world: World, app: str, other: str | None) -> None:
     env = {"CONVOX_APP": app, "APP_NAME": other}
@@ -196,3 +157,71 @@ def test_a_switch_that_is_neither_on_nor_off_is_an_error(world: World, variable:
 def test_a_switch_can_be_off(world: World, value: str) -> None:
     ran = world.deploy(env={"DEPLOY_DRY_RUN": value})
     assert ran.status == 0 and world.running == "RNEWRELEASE"
+
+
+# --- the same command with --release --------------------------------------------------
+
+BUILDING = [  # what is about building or stopping
+    (["--no-promote"], {}),
+    ([], {"DEPLOY_NO_PROMOTE": "1"}),
+    (["--from", "result.json"], {}),
+    ([], {"DEPLOY_FROM": "result.json"}),
+    (["--tag", "v1"], {}),
+    ([], {"IMAGE_TAG": "v1"}),
+    (["--cache-from-running"], {}),
+    ([], {"DEPLOY_CACHE_FROM_RUNNING": "1"}),
+    (["--", "--build-arg", "KEY=value"], {}),
+]
+
+
+@pytest.mark.parametrize("is_option", [True, False])
+@pytest.mark.parametrize(("args", "env"), BUILDING)
+def test_release_wins_over_what_is_about_building_or_stopping(
+    world: World, args: list[str], env: dict[str, str], is_option: bool
+) -> None:
+    """So the same command can be run with --release after a failure."""
+    release = "RABCDEFGHIJ"
+    if is_option:
+        args = ["--release", release, *args]
+    else:
+        env = {**env, "DEPLOY_RELEASE": release}
+    assert world.deploy("--release", release).status == 0
+    usual = world.commands()
+    ran = world.deploy(*args, env=env)
+    assert ran.status == 0, ran.text
+    assert world.commands() == usual * 2
+    assert world.commands("convox releases promote --app")[1].endswith(f" {release}")
+    assert world.commands("docker") == [] == world.commands("convox build --app")
+    assert ran.out.endswith(f"\nVerified: rack.example.com reports {release} running.\n")
+
+
+@pytest.mark.parametrize("env", [{}, {"DEPLOY_DRY_RUN": "1"}])
+def test_release_does_not_win_over_a_dry_run(world: World, env: dict[str, str]) -> None:
+    args = [] if env else ["--dry-run"]
+    ran = world.deploy("--release", "RABCDEFGHIJ", "--no-promote", *args, env=env)
+    assert ran.status == 0 and ran.out.endswith("\nDry run: nothing was changed.\n")
+    assert "$ convox releases promote --app shop " in ran.out
+    assert world.commands("convox releases promote --app") == []
+    assert world.running == "ROLDRELEASE"
+
+
+OPTIONS = [name for parameter in main.params for name in parameter.opts if name.startswith("--")]
+OF_DOCKER = ["--file", "--tag", "--version"]  # docker has options of these names, too
+
+
+@pytest.mark.parametrize("option", sorted({*OPTIONS} - {*OF_DOCKER}))
+@pytest.mark.parametrize("value", ["", "=x"])
+def test_an_option_of_ours_after_the_dashes_is_an_error(
+    world: World, option: str, value: str
+) -> None:
+    """As when --release is added at the end of the same command."""
+    ran = world.deploy("--", "--no-cache", f"{option}{value}", "RABCDEFGHIJ")
+    assert ran.status == 2
+    assert ran.err.endswith(f"Error: Put {option}{value} before --.\n")
+    assert world.calls == []
+
+
+def test_options_that_docker_has_too_are_allowed_after_the_dashes(world: World) -> None:
+    ran = world.deploy("--", "--tag", "another", "--file", "Dockerfile", "--label", "release")
+    assert ran.status == 0, ran.text
+    assert " --tag another --file Dockerfile --label release ." in world.call("docker build").line

@@ -230,7 +230,9 @@ class Sandbox:
         env["PATH"] = os.pathsep.join(
             [str(programs), os.path.dirname(sys.executable), env.get("PATH", os.defpath)]
         )
-        env["DOCKER_CONFIG"] = str(self.directory / "docker-config")
+        env["DOCKER_CONFIG"] = str(create_docker_config(self.directory / "docker-config"))
+        if {"DOCKER_TLS", "DOCKER_TLS_VERIFY"} & env.keys():
+            env.setdefault("DOCKER_CERT_PATH", str(docker_config_of_user()))
         env["CONVOX_STANDIN"] = str(self.directory / "rack")
         env.update(CONVOX_HOST=RACK_HOST, CONVOX_PASSWORD=RACK_PASSWORD)
         env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
@@ -253,14 +255,18 @@ class Sandbox:
             install_packages(*missing)
 
     @property
+    def legacy_env(self) -> dict[str, str]:
+        """Our environment for builds with docker's legacy builder."""
+        return {**self.env, "DOCKER_BUILDKIT": "0"}
+
+    @property
     def buildkit_env(self) -> dict[str, str]:
-        """Our environment for builds with BuildKit, which is built into Debian's docker."""
-        ours, path = self.env["PATH"].split(os.pathsep)[:2], self.env["PATH"]
-        return {
-            **self.env,
-            "PATH": os.pathsep.join([*ours, "/usr/bin", path]),
-            "DOCKER_BUILDKIT": "1",
-        }
+        """Our environment for builds with BuildKit. If our docker lacks buildx, use Debian's, which needs none."""
+        env = {**self.env, "DOCKER_BUILDKIT": "1"}
+        if "--secret" not in self.run("docker", "build", "--help", env=env).stdout:
+            ours, path = env["PATH"].split(os.pathsep)[:2], env["PATH"]
+            env["PATH"] = os.pathsep.join([*ours, "/usr/bin", path])
+        return env
 
     def run(self, *argv: str, **how: object) -> subprocess.CompletedProcess[str]:
         """Run a command in the sandbox's environment without showing it. Return the result, whatever the exit code."""
@@ -297,6 +303,7 @@ class Sandbox:
         elif self.has_ecr:
             home = self.directory / "docker"
             self.env["DOCKER_HOST"] = f"unix://{home}/docker.sock"
+            self.env.pop("DOCKER_CONTEXT", None)
             home.mkdir()
             self.has_own_engine = True
             self.create_bridge()
@@ -505,8 +512,7 @@ class Sandbox:
     def set_up_rack(self) -> None:
         """Give the rack a registry of its own, and its credentials and the other registry's (`convox registries add`)."""
         state = Path(self.env["CONVOX_STANDIN"])
-        config = state / "docker-config"
-        config.mkdir(parents=True)
+        config = create_docker_config(state / "docker-config")
         env = {**self.env, "DOCKER_CONFIG": str(config)}
         self.log_in(env, self.registry_host, "AWS", REGISTRY_PASSWORD)
         [port] = free_ports(1)
@@ -514,6 +520,24 @@ class Sandbox:
         self.start_registry("rack-registry", port, own["username"], own["password"])
         self.log_in(env, *own.values())
         (state / "own-registry.json").write_text(json.dumps(own))
+
+
+def docker_config_of_user() -> Path:
+    return Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser().absolute()
+
+
+def create_docker_config(directory: Path) -> Path:
+    """Create a docker configuration like the user's, with the same contexts and plugins, but without the logins."""
+    directory.mkdir(parents=True)
+    users = docker_config_of_user()
+    for name in ("contexts", "cli-plugins"):
+        if (users / name).is_dir():
+            (directory / name).symlink_to(users / name)
+    path = users / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    kept = {key: config[key] for key in ("currentContext", "cliPluginsExtraDirs") if key in config}
+    (directory / "config.json").write_text(json.dumps(kept))
+    return directory
 
 
 def free_ports(count: int) -> list[int]:
