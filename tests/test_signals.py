@@ -22,9 +22,9 @@ HANGING = {
     "before_build": "Nothing was released or promoted.",
     "docker build": "Nothing was released or promoted.",
     "docker push": "Nothing was released or promoted.",
-    "convox build --app": " convox builds --app shop\n",
-    "before_release": "Release RNEWRELEASE is built. To resume from here:",
-    "convox releases promote --app": " convox apps cancel --app shop\n",
+    "convox build --app": "`convox builds --app shop` shows whether a release was built.\n",
+    "before_release": "Release RNEWRELEASE is built. To resume from here, run the same command with",
+    "convox releases promote --app": " To cancel it: `convox apps cancel --app shop`.\n",
 }
 
 
@@ -100,23 +100,40 @@ wait
         ("docker build --tag", signal.SIGTERM, signal.SIGINT),
     ],
 )
-def test_a_second_signal_kills_without_waiting_for_the_grace_period(
+def test_a_second_signal_changes_nothing_and_kill_follows_after_the_grace_period(
     world: World, command: str, first: Any, second: Any
 ) -> None:
     """GitHub sends SIGINT, SIGTERM after 7.5 s, and SIGKILL after 10 s."""
-    world.constants.update(GRACE_SECONDS=10**6, REPEAT_SECONDS=0)
+    world.constants["GRACE_SECONDS"] = 1
     world.add_hooks("before_build")
     world.rules[command] = {"hang": True, "ignore_term": True, "child": "ignores TERM"}
     process = world.start("--result", "result.json")
     pid = world.await_hanging()
+    started = time.monotonic()
     process.send_signal(first)
     world.await_term()
+    time.sleep(0.4)
     process.send_signal(second)
+    time.sleep(0.2)
+    assert is_alive(pid) or time.monotonic() > started + 1  # on a machine that is busy
     ran = ended(process)
+    assert time.monotonic() - started >= 1
     assert ran.status == 128 + first
     assert f"Stopped by {first.name} while running" in ran.err
     assert '"status": "failed"' in (world.app / "result.json").read_text()
     assert not is_alive(pid) and world.nothing_is_left()
+
+
+def test_a_second_signal_does_not_extend_the_grace_period(world: World) -> None:
+    world.constants["GRACE_SECONDS"] = 1
+    world.rules["docker build --tag"] = {"hang": True, "ignore_term": True}
+    process = world.start()
+    world.await_hanging()
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert ended(process).status == 128 + signal.SIGTERM
 
 
 def test_a_child_that_ignores_term_is_killed_after_the_grace_period(world: World) -> None:
@@ -128,19 +145,33 @@ def test_a_child_that_ignores_term_is_killed_after_the_grace_period(world: World
     assert has_ended(int((world.home / "child").read_text()))
 
 
-def test_zombies_do_not_delay_an_abort(world: World) -> None:
+def test_zombies_delay_an_abort_no_longer_than_the_grace_period(world: World) -> None:
     """In a container the tool may be process 1, which inherits the children of its commands."""
 
     def become_reaper() -> None:
         heed_signals()
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
-    world.constants["GRACE_SECONDS"] = 10**6
+    world.constants["GRACE_SECONDS"] = 0.5
     world.rules["docker build --tag"] = {"hang": True, "child": True}
-    process = world.start(preexec_fn=become_reaper)
+    process = world.start("--result", "result.json", preexec_fn=become_reaper)
     world.await_hanging()
     process.send_signal(signal.SIGTERM)
     assert ended(process).status == 128 + signal.SIGTERM
+    assert has_ended(int((world.home / "child").read_text()))
+    assert '"status": "failed"' in (world.app / "result.json").read_text()
+
+
+def test_a_signal_counts_although_another_thread_has_received_it(world: World) -> None:
+    """sh starts threads, and the kernel may choose any of them."""
+    world.rules["docker build --tag"] = {"hang": True}
+    process = world.start(real=True)
+    pid = world.await_hanging()
+    threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+    other = max(thread for thread in threads if thread != process.pid)
+    assert ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGTERM) == 0
+    assert ended(process).status == 128 + signal.SIGTERM
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("command", ["before_build", "convox build --app"])
@@ -209,7 +240,7 @@ def test_a_signal_blocked_by_the_parent_still_stops_a_deploy(world: World) -> No
 )
 def test_exit_codes_count_even_if_the_parent_ignores_sigchld(world: World, command: str) -> None:
     world.add_git()
-    world.constants["PUSH_PAUSES"] = [0]
+    world.constants["PUSH_PAUSE"] = 0
     world.rules[command] = {"status": 1, "err": "it went wrong"}
     ran = ended(world.start(preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)))
     assert ran.status in (1, 2), ran.text
@@ -242,6 +273,43 @@ def test_an_abort_that_reaches_the_list_of_releases_first_prevents_the_promote(
 
 
 # --- processes that a command leaves behind -------------------------------------------
+
+
+WITHOUT_THREADS = """
+import os, threading, time, convox_deploy
+push, start_usually, of_push = convox_deploy.Docker.push_once, threading.Thread.start, []
+def start(thread):
+    if " for pid " in thread.name:
+        of_push.append(thread)
+    if len(of_push) == {number}:
+        threading.Thread.start = start_usually
+        while not os.path.exists(os.environ["STANDIN"] + "/hanging.noted"):
+            time.sleep(0.01)
+        raise RuntimeError("can't start new thread")
+    start_usually(thread)
+def push_without_threads(*args):
+    threading.Thread.start = start
+    return push(*args)
+convox_deploy.Docker.push_once = push_without_threads
+convox_deploy.main()
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_command_for_which_there_is_no_thread_is_killed_and_said_in_the_systems_words(
+    world: World, number: int
+) -> None:
+    """It has started already: sh needs a thread to await its end, and one to read its output."""
+    world.rules["docker push"] = {"hang": True, "child": "ignores TERM"}
+    program = WITHOUT_THREADS.format(number=number)
+    env = {"PYTHONPATH": str(TOOL.parent)}
+    ran = world.deploy("--result", "result.json", program=["-c", program], env=env)
+    assert ran.status == 1
+    assert "\npush failed:\nCannot run docker: can't start new thread.\n" in ran.err
+    assert "Traceback" not in ran.err and "bug" not in ran.err
+    assert has_ended(world.await_hanging())
+    assert has_ended(int((world.home / "child").read_text()))
+    assert len(world.commands("docker image rm")) == 1 and world.nothing_is_left()
 
 
 @pytest.mark.parametrize(
