@@ -1199,7 +1199,7 @@ class Docker:
         """
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=service)
-        has_failed = False
+        has_failed = has_created = False
         while True:
             try:
                 return self.push_once(reference, service)
@@ -1207,7 +1207,8 @@ class Docker:
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
                     echo(f"{reference} is already in the registry.")
                     return None
-                if Ecr.create_missing(reference, failure):
+                if not has_created and Ecr.create_missing(reference, failure):
+                    has_created = True
                     continue
                 cannot_succeed = failure.status is None or failure.advice
                 if has_failed or cannot_succeed:
