@@ -1441,11 +1441,13 @@ class Convox:
     def check(self) -> App:
         """Return what is running. Raise DeployError."""
         build_help = shell.capture("convox build --help", _err_to_out=True)
-        if not {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}:
+        promote_help = shell.capture("convox releases promote --help")
+        is_new = {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}
+        if not is_new or "--app" not in promote_help:
             fix = "Install the current v2 CLI, which reaches older racks, too, or v3."
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
         self.has_external = "--external" in build_help
-        self.is_v3 = "--wait" not in shell.capture("convox releases promote --help")
+        self.is_v3 = "--wait" not in promote_help
         self.rack.settle()
         return self.read_app()
 
