@@ -236,11 +236,11 @@ class Deploy:
         return environment
 
     def check_git(self) -> None:
-        makes_tags = any(self.manifest.repositories) and not self.settings.tag
+        may_have_tags = self.has_before_build or any(self.manifest.repositories)
         try:
             self.commit = read_commit()
         except CommandFailed as failure:
-            if self.settings.builds_images and (makes_tags or self.has_before_build):
+            if self.settings.builds_images and may_have_tags and not self.settings.tag:
                 raise
             warn(str(failure))
 
