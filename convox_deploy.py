@@ -469,7 +469,8 @@ class Deploy:
             return f"Somebody else promoted {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
             return f"The update that it waited for was rolled back. {release} was never requested."
-        if failure and not self.convox.was_busy:
+        was_refused = failure and "is currently updating" in failure.output
+        if was_refused or (failure and not self.convox.was_busy):
             return f"The rack did not promote {release}."
         why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
         return "\n".join([why, *self.convox.unhealthy.values()])
