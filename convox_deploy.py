@@ -1046,21 +1046,24 @@ IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command and its output decides.
 DOCKER_ADVICE = {
-    "permission denied while": "Your user is not allowed to use Docker."
+    "permission denied while trying": "Your user is not allowed to use Docker."
     " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    "client version .* is too": "The docker client does not fit the engine."
+    r"client version \S+ is too": "The docker client does not fit the engine."
     " Unset DOCKER_API_VERSION, or install a newer client.",
-    "^`docker version.*(tcp://|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
+    "^`docker version.*(tcp|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
     " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
-    "^`docker version": "Start Docker Desktop, or run `sudo systemctl start docker`.",
+    "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
+    "out: `not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
     "credentials - err": "docker cannot use its store of credentials."
     ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
-    "^`docker login": "Check that docker can reach the registry, and this machine's clock.",
+    r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
+    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
+    "^`docker login.*daemon": "Check that docker can reach the registry, and this machine's clock.",
     "^`docker build.*(pull access denied|failed to resolve source|no basic auth)": "To pull a base"
     " image, log docker in to its registry in deploy/before_build.sh.",
+    "^`docker (build|login)": "",  # what is below is about pushes
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
@@ -1071,8 +1074,6 @@ DOCKER_ADVICE = {
     r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)": "You are not allowed to push"
     " to this repository, or docker's login has expired."
     " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
-    "x509: ": "Docker does not trust the registry's certificate."
-    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
 }
 
 
