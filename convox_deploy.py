@@ -1259,8 +1259,8 @@ AWS_ADVICE = {
     "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
     r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
     " Check the region in the image's name, and the network or proxy.",
-    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-    " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
+    "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
+    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`. If docker logs in by itself, set SKIP_ECR_AUTH=1.",
 }
 
 
@@ -1327,12 +1327,13 @@ UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "exec format error|no matching manifest|no match for platform|not published for": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
+    r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
     "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
     " or unset CONVOX_ENV_DROP_GUARD.",
     "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "^(ERROR: )?[^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
+    "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
     " image, add the registry's credentials with `convox registries add`.",
     # from docker on this machine, with --external
     "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
@@ -1347,7 +1348,7 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
     "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
+    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
     " read the environment nor roll back. Give it the roles Rack Read and App Write, use a login,"
     " or push the images to a registry of your own (`image:` with the tag TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
