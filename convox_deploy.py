@@ -1055,7 +1055,8 @@ DOCKER_ADVICE = {
     "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "out: `not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
+    "out: `not implemented": "A credential helper logs docker in to this"
+    " registry: set SKIP_ECR_AUTH=1.",
     "credentials - err": "docker cannot use its store of credentials."
     ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
     r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
@@ -1260,7 +1261,8 @@ AWS_ADVICE = {
     r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
     " Check the region in the image's name, and the network or proxy.",
     "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
-    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`. If docker logs in by itself, set SKIP_ECR_AUTH=1.",
+    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+    " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
 }
 
 
@@ -1348,9 +1350,9 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
     "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
-    " read the environment nor roll back. Give it the roles Rack Read and App Write, use a login,"
-    " or push the images to a registry of your own (`image:` with the tag TAG).",
+    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
+    " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
+    " Write, use a login, or push the images to a registry of your own (`image:` with the tag TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
     " app. Give it the role Rack Read.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
