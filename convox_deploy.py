@@ -143,7 +143,7 @@ class Deploy:
             if self.images or self.has_before_build:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
-            if not self.problems:
+            if not (self.problems or self.settings.old_release):
                 self.note_problem(self.prepare_builds)
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
@@ -209,7 +209,9 @@ class Deploy:
             return f"{why} Move them under `services:`."
         is_default = file == "docker-compose.yml" and not self.settings.is_file_named
         if self.convox.is_v3 and is_default and not manifest.services:
-            return f"Convox v3 reads only convox.yml by itself. If you mean it, add: -m {file}"
+            return (
+                f"It builds nothing, and Convox v3 reads convox.yml. If you mean it, add: -m {file}"
+            )
         return ""
 
     def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
@@ -236,11 +238,11 @@ class Deploy:
         return environment
 
     def check_git(self) -> None:
-        makes_tags = any(self.manifest.repositories) and not self.settings.tag
+        may_have_tags = self.has_before_build or any(self.manifest.repositories)
         try:
             self.commit = read_commit()
         except CommandFailed as failure:
-            if self.settings.builds_images and (makes_tags or self.has_before_build):
+            if self.settings.builds_images and may_have_tags and not self.settings.tag:
                 raise
             warn(str(failure))
 
@@ -469,7 +471,8 @@ class Deploy:
             return f"Somebody else promoted {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
             return f"The update that it waited for was rolled back. {release} was never requested."
-        if failure and not self.convox.was_busy:
+        was_refused = failure and "is currently updating" in failure.output
+        if was_refused or (failure and not self.convox.was_busy):
             return f"The rack did not promote {release}."
         why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
         return "\n".join([why, *self.convox.unhealthy.values()])
@@ -1045,21 +1048,25 @@ IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command and its output decides.
 DOCKER_ADVICE = {
-    "permission denied while": "Your user is not allowed to use Docker."
+    "permission denied while trying": "Your user is not allowed to use Docker."
     " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    "client version .* is too": "The docker client does not fit the engine."
+    r"client version \S+ is too": "The docker client does not fit the engine."
     " Unset DOCKER_API_VERSION, or install a newer client.",
-    "^`docker version.*(tcp://|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
+    "^`docker version.*(tcp|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
     " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
-    "^`docker version": "Start Docker Desktop, or run `sudo systemctl start docker`.",
+    "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
+    "out: `not implemented": "A credential helper logs docker in to this"
+    " registry: set SKIP_ECR_AUTH=1.",
     "credentials - err": "docker cannot use its store of credentials."
     ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
-    "^`docker login": "Check that docker can reach the registry, and this machine's clock.",
+    r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
+    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
+    "^`docker login.*daemon": "Check that docker can reach the registry, and this machine's clock.",
     "^`docker build.*(pull access denied|failed to resolve source|no basic auth)": "To pull a base"
     " image, log docker in to its registry in deploy/before_build.sh.",
+    "^`docker (build|login)": "",  # what is below is about pushes
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
@@ -1070,8 +1077,6 @@ DOCKER_ADVICE = {
     r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)": "You are not allowed to push"
     " to this repository, or docker's login has expired."
     " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
-    "x509: ": "Docker does not trust the registry's certificate."
-    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
 }
 
 
@@ -1199,7 +1204,7 @@ class Docker:
         """
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=service)
-        has_failed = False
+        has_failed = has_created = False
         while True:
             try:
                 return self.push_once(reference, service)
@@ -1207,12 +1212,13 @@ class Docker:
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
                     echo(f"{reference} is already in the registry.")
                     return None
-                if Ecr.create_missing(reference, failure):
+                if not has_created and Ecr.create_missing(reference, failure):
+                    has_created = True
                     continue
                 cannot_succeed = failure.status is None or failure.advice
                 if has_failed or cannot_succeed:
                     raise
-                warn(f"{failure}\nTrying once more in {PUSH_PAUSE} s.")
+                warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
             shell.pause(PUSH_PAUSE)
 
@@ -1256,7 +1262,8 @@ AWS_ADVICE = {
     "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
     r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
     " Check the region in the image's name, and the network or proxy.",
-    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+    "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
+    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
     " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
 }
 
@@ -1324,12 +1331,13 @@ UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "exec format error|no matching manifest|no match for platform|not published for": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
+    r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
     "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
     " or unset CONVOX_ENV_DROP_GUARD.",
     "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "^(ERROR: )?[^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
+    "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
     " image, add the registry's credentials with `convox registries add`.",
     # from docker on this machine, with --external
     "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
@@ -1344,9 +1352,9 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
     "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
-    " read the environment nor roll back. Give it the roles Rack Read and App Write, use a login,"
-    " or push the images to a registry of your own (`image:` with the tag TAG).",
+    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
+    " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
+    " Write, use a login, or push the images to a registry of your own (`image:` with the tag TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
     " app. Give it the role Rack Read.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
@@ -1440,11 +1448,13 @@ class Convox:
     def check(self) -> App:
         """Return what is running. Raise DeployError."""
         build_help = shell.capture("convox build --help", _err_to_out=True)
-        if not {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}:
+        promote_help = shell.capture("convox releases promote --help")
+        is_new = {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}
+        if not is_new or "--app" not in promote_help:
             fix = "Install the current v2 CLI, which reaches older racks, too, or v3."
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
         self.has_external = "--external" in build_help
-        self.is_v3 = "--wait" not in shell.capture("convox releases promote --help")
+        self.is_v3 = "--wait" not in promote_help
         self.rack.settle()
         return self.read_app()
 
@@ -1527,7 +1537,7 @@ class Convox:
         except CommandFailed as failure:
             if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
                 raise
-            warn(f"{failure}\nNothing was released. Trying once more in {PUSH_PAUSE} s.")
+            warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             shell.pause(PUSH_PAUSE)
             output = shell.stream(*build, only="err", _env=variables)
         return release_id(output, "`convox build`")
@@ -1596,7 +1606,8 @@ class Convox:
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
-        self.unhealthy[service] = LOG_INDENT.join([state, *log])
+        if log or service not in self.unhealthy:  # it is empty just after a restart
+            self.unhealthy[service] = LOG_INDENT.join([state, *log])
 
 
 def release_id(output: str, name: str) -> str:
@@ -1785,6 +1796,10 @@ class CommandFailed(DeployError):
         text = f"{name}\n{output}"
         found = (table[each] for each in table if re.search(each, text, re.M | re.S))
         self.advice = next(found, "")
+
+    @property
+    def summary(self) -> str:
+        return f"{self.name} failed: {self.output.splitlines()[-1]}"
 
     def __str__(self) -> str:
         if self.status is None:
