@@ -1352,7 +1352,8 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
     "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
     " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
-    " Write, use a login, or push the images to a registry of your own (`image:` with the tag TAG).",
+    " Write, use a login, or push the images to a registry of your own (`image:` with the tag"
+    " TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
     " app. Give it the role Rack Read.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
