@@ -143,7 +143,7 @@ class Deploy:
             if self.images or self.has_before_build:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
-            if not self.problems:
+            if not (self.problems or self.settings.old_release):
                 self.note_problem(self.prepare_builds)
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
@@ -209,7 +209,9 @@ class Deploy:
             return f"{why} Move them under `services:`."
         is_default = file == "docker-compose.yml" and not self.settings.is_file_named
         if self.convox.is_v3 and is_default and not manifest.services:
-            return f"Convox v3 reads only convox.yml by itself. If you mean it, add: -m {file}"
+            return (
+                f"It builds nothing, and Convox v3 reads convox.yml. If you mean it, add: -m {file}"
+            )
         return ""
 
     def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
@@ -1216,7 +1218,7 @@ class Docker:
                 cannot_succeed = failure.status is None or failure.advice
                 if has_failed or cannot_succeed:
                     raise
-                warn(f"{failure}\nTrying once more in {PUSH_PAUSE} s.")
+                warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
             shell.pause(PUSH_PAUSE)
 
@@ -1536,7 +1538,7 @@ class Convox:
         except CommandFailed as failure:
             if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
                 raise
-            warn(f"{failure}\nNothing was released. Trying once more in {PUSH_PAUSE} s.")
+            warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             shell.pause(PUSH_PAUSE)
             output = shell.stream(*build, only="err", _env=variables)
         return release_id(output, "`convox build`")
@@ -1605,7 +1607,8 @@ class Convox:
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
-        self.unhealthy[service] = LOG_INDENT.join([state, *log])
+        if log or service not in self.unhealthy:  # it is empty just after a restart
+            self.unhealthy[service] = LOG_INDENT.join([state, *log])
 
 
 def release_id(output: str, name: str) -> str:
@@ -1794,6 +1797,10 @@ class CommandFailed(DeployError):
         text = f"{name}\n{output}"
         found = (table[each] for each in table if re.search(each, text, re.M | re.S))
         self.advice = next(found, "")
+
+    @property
+    def summary(self) -> str:
+        return f"{self.name} failed: {self.output.splitlines()[-1]}"
 
     def __str__(self) -> str:
         if self.status is None:
