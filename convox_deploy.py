@@ -448,7 +448,7 @@ class Deploy:
                     shell.pause(POLL_SECONDS, "waiting for what the rack reports")
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
-            if app != (self.result.release, "running"):
+            if not app.release or app != (self.result.release, "running"):
                 raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
