@@ -1570,7 +1570,7 @@ class Convox:
         finally:
             ended.set()
             while watcher.is_alive():  # TERM would stop the deploy
-                shell.signal_all(SIGKILL, "`convox deploy-debug`")
+                shell.signal_all(SIGKILL)  # what it runs; nothing else does now
                 watcher.join(0.05)
 
     def print_unhealthy(self, ended: threading.Event) -> None:
@@ -1988,10 +1988,9 @@ class Shell:
             self.deadline = time.monotonic() + GRACE_SECONDS
             self.signal_all(SIGTERM)
 
-    def signal_all(self, signum: int, name: str = "") -> None:
-        for group, running in list(self.running.items()):
-            if running.startswith(name):
-                kill_group(group, signum)
+    def signal_all(self, signum: int) -> None:
+        for group in list(self.running):
+            kill_group(group, signum)
 
     def what_is_running(self) -> str:
         names = ", ".join([*self.running.values(), *self.starting])
