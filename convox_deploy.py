@@ -1579,11 +1579,15 @@ class Convox:
         options = ["--lines", str(LOG_LINES), "--no-events", "--app", self.app]
         with suppress(Exception):
             while not ended.wait(pause):
+                age = time.monotonic() - started  # before it asks: logs take their time
                 answer = json.loads(self.ask("convox deploy-debug --output json", *options))
-                age = time.monotonic() - started
-                for pod in answer.get("pods") or []:
-                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age:
-                        self.note_unhealthy(pod)
+                pods = {
+                    pod["service"]: pod
+                    for pod in answer.get("pods") or []
+                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age
+                }
+                for pod in pods.values():  # one for each service
+                    self.note_unhealthy(pod)
                 pause = next_pause
 
     def note_unhealthy(self, pod: dict[str, Any]) -> None:
