@@ -610,7 +610,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
     if result.promote_requested:
-        return state_after_promote(deploy)
+        return state_after_promote(deploy, isinstance(error, Stopped))
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
@@ -624,7 +624,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     return f"Nothing was released or promoted.{was}"
 
 
-def state_after_promote(deploy: Deploy) -> str:
+def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
     again = f"To try again, {same_command('release', result.release)}."
@@ -636,11 +636,15 @@ def state_after_promote(deploy: Deploy) -> str:
     app = App(result.running, "running") if result.running else ask_once_more(convox)
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
-    if app.status == "running":
+    if app.status == "running" and (app.release != result.running_before or not is_stopped):
         result.running = app.release
-        again = again if app.release == result.running_before else "Deploy again."
+        if app.release == result.release:
+            again = ""
+        elif app.release != result.running_before and not old:
+            again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
-    if app.status == "updating" and (old or app.release in (result.release, before)):
+    ours = (result.release or app.release, result.running_before)  # v2 reports the old one
+    if app.status == "updating" and app.release in ours:
         return (
             f"The promote is still in progress; {before} was running before it.{copy}\n"
             f"To cancel it: {convox.to_type('apps cancel')}."
