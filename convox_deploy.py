@@ -567,8 +567,9 @@ def run_deploy(settings: Settings) -> int:
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
         result.error = redact(str(error))
-        if isinstance(error, Stopped) and deploy.step_name == "preflight":
-            result.error = redact("\n".join([str(error), *deploy.problems]))
+        if isinstance(error, Stopped):
+            reasons = [*deploy.problems, *deploy.convox.unhealthy.values()]
+            result.error = redact("\n".join([str(error), *reasons]))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
