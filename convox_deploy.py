@@ -143,7 +143,7 @@ class Deploy:
             if self.images or self.has_before_build:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
-            if not self.problems:
+            if not (self.problems or self.settings.old_release):
                 self.note_problem(self.prepare_builds)
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
