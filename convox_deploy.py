@@ -96,6 +96,7 @@ class Deploy:
         self.images: list[Image] = []
         self.hooks = [name for name in HOOKS if os.path.lexists(hook_path(name))]
         self.has_before_build = settings.builds_images and "before_build" in self.hooks
+        self.running_now = "unknown"
         self.problems: list[str] = []  # despite which a dry run goes on
 
     def run(self) -> None:
@@ -253,8 +254,10 @@ class Deploy:
         """Remember what is running: the release to go back to. Raise DeployError."""
         if app.status == "failed":
             raise DeployError(f"{self.settings.app} is failed: {FAILED_FOR_GOOD}")
+        self.running_now = f"unknown (status: {app.status})"
         if app.status == "running":
             self.result.running_before = self.result.running = app.release
+            self.running_now = app.release or "nothing"
 
     def check_release(self, release: str) -> None:
         """Raise DeployError if a release does not exist, or if no rack would promote it now."""
@@ -270,12 +273,12 @@ class Deploy:
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
-        settings, commit, running = self.settings, self.commit, self.result.running_before
+        settings, commit = self.settings, self.commit
         doing = "Rolling back" if settings.rollback else "Deploying"
         what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
         echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
-        echo(f"Running now: {running or 'nothing'}")
+        echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             echo(f"Manifest: {settings.file}{self.manifest.summary}")
             for warning in self.manifest.warnings + self.docker.warnings(self.images):
