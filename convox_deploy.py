@@ -96,6 +96,7 @@ class Deploy:
         self.images: list[Image] = []
         self.hooks = [name for name in HOOKS if os.path.lexists(hook_path(name))]
         self.has_before_build = settings.builds_images and "before_build" in self.hooks
+        self.running_now = "unknown"
         self.problems: list[str] = []  # despite which a dry run goes on
 
     def run(self) -> None:
@@ -255,8 +256,10 @@ class Deploy:
         """Remember what is running: the release to go back to. Raise DeployError."""
         if app.status == "failed":
             raise DeployError(f"{self.settings.app} is failed: {FAILED_FOR_GOOD}")
+        self.running_now = f"unknown (status: {app.status})"
         if app.status == "running":
             self.result.running_before = self.result.running = app.release
+            self.running_now = app.release or "nothing"
 
     def check_release(self, release: str) -> None:
         """Raise DeployError if a release does not exist, or if no rack would promote it now."""
@@ -272,12 +275,12 @@ class Deploy:
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
-        settings, commit, running = self.settings, self.commit, self.result.running_before
+        settings, commit = self.settings, self.commit
         doing = "Rolling back" if settings.rollback else "Deploying"
         what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
         echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
-        echo(f"Running now: {running or 'nothing'}")
+        echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             echo(f"Manifest: {settings.file}{self.manifest.summary}")
             for warning in self.manifest.warnings + self.docker.warnings(self.images):
@@ -450,7 +453,7 @@ class Deploy:
                     shell.pause(POLL_SECONDS, "waiting for what the rack reports")
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
-            if app != (self.result.release, "running"):
+            if not app.release or app != (self.result.release, "running"):
                 raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
@@ -570,8 +573,9 @@ def run_deploy(settings: Settings) -> int:
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
         result.error = redact(str(error))
-        if isinstance(error, Stopped) and deploy.step_name == "preflight":
-            result.error = redact("\n".join([str(error), *deploy.problems]))
+        if isinstance(error, Stopped):
+            reasons = [*deploy.problems, *deploy.convox.unhealthy.values()]
+            result.error = redact("\n".join([str(error), *reasons]))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
@@ -613,7 +617,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
     if result.promote_requested:
-        return state_after_promote(deploy)
+        return state_after_promote(deploy, isinstance(error, Stopped))
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
@@ -627,7 +631,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     return f"Nothing was released or promoted.{was}"
 
 
-def state_after_promote(deploy: Deploy) -> str:
+def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
     again = f"To try again, {same_command('release', result.release)}."
@@ -639,11 +643,15 @@ def state_after_promote(deploy: Deploy) -> str:
     app = App(result.running, "running") if result.running else ask_once_more(convox)
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
-    if app.status == "running":
+    if app.status == "running" and (app.release != result.running_before or not is_stopped):
         result.running = app.release
-        again = again if app.release == result.running_before else "Deploy again."
+        if app.release == result.release:
+            again = ""
+        elif app.release != result.running_before and not old:
+            again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
-    if app.status == "updating" and (old or app.release in (result.release, before)):
+    ours = (result.release or app.release, result.running_before)  # v2 reports the old one
+    if app.status == "updating" and app.release in ours:
         return (
             f"The promote is still in progress; {before} was running before it.{copy}\n"
             f"To cancel it: {convox.to_type('apps cancel')}."
@@ -1354,7 +1362,8 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
     "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
     " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
-    " Write, use a login, or push the images to a registry of your own (`image:` with the tag TAG).",
+    " Write, use a login, or push the images to a registry of your own (`image:` with the tag"
+    " TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
     " app. Give it the role Rack Read.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
@@ -1580,7 +1589,7 @@ class Convox:
         finally:
             ended.set()
             while watcher.is_alive():  # TERM would stop the deploy
-                shell.signal_all(SIGKILL, "`convox deploy-debug`")
+                shell.signal_all(SIGKILL)  # what it runs; nothing else does now
                 watcher.join(0.05)
 
     def print_unhealthy(self, ended: threading.Event) -> None:
@@ -1589,11 +1598,15 @@ class Convox:
         options = ["--lines", str(LOG_LINES), "--no-events", "--app", self.app]
         with suppress(Exception):
             while not ended.wait(pause):
+                age = time.monotonic() - started  # before it asks: logs take their time
                 answer = json.loads(self.ask("convox deploy-debug --output json", *options))
-                age = time.monotonic() - started
-                for pod in answer.get("pods") or []:
-                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age:
-                        self.note_unhealthy(pod)
+                pods = {
+                    pod["service"]: pod
+                    for pod in answer.get("pods") or []
+                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age
+                }
+                for pod in pods.values():  # one for each service
+                    self.note_unhealthy(pod)
                 pause = next_pause
 
     def note_unhealthy(self, pod: dict[str, Any]) -> None:
@@ -2003,10 +2016,9 @@ class Shell:
             self.deadline = time.monotonic() + GRACE_SECONDS
             self.signal_all(SIGTERM)
 
-    def signal_all(self, signum: int, name: str = "") -> None:
-        for group, running in list(self.running.items()):
-            if running.startswith(name):
-                kill_group(group, signum)
+    def signal_all(self, signum: int) -> None:
+        for group in list(self.running):
+            kill_group(group, signum)
 
     def what_is_running(self) -> str:
         names = ", ".join([*self.running.values(), *self.starting])
