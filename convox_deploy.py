@@ -234,8 +234,11 @@ class Deploy:
                 warn(problem)
             return {}
         if missing := self.manifest.required - environment.keys():
-            fix = f"Set them with {self.convox.to_type('env set')} NAME=VALUE."
-            raise DeployError(f"The app has no value for {', '.join(sorted(missing))}. {fix}")
+            fix = f"To set them: {self.convox.to_type('env set', ' NAME=VALUE')}."
+            problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
+            if not (self.has_before_build and self.step_name == "preflight"):
+                raise DeployError(problem)
+            warn(problem)  # the hook may set them
         return environment
 
     def check_git(self) -> None:
@@ -245,7 +248,7 @@ class Deploy:
         except CommandFailed as failure:
             if self.settings.builds_images and may_have_tags and not self.settings.tag:
                 raise
-            warn(str(failure))
+            warn(failure.summary)
 
     def check_convox(self) -> None:
         self.note_running(self.convox.check())
@@ -396,8 +399,10 @@ class Deploy:
             files = {name: self.manifest.with_tags()}
             if shell.dry_run:
                 old, new = self.manifest.text.splitlines(), files[name].splitlines()
-                diff = difflib.unified_diff(old, new, name, f"{name} as uploaded", lineterm="")
-                echo("\n".join(diff))
+                for line in difflib.unified_diff(
+                    old, new, name, f"{name} as uploaded", lineterm=""
+                ):
+                    echo(line)
             own = [image for image in self.images if not image.is_in_a_registry]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
             title = self.commit.title or self.settings.app
@@ -470,6 +475,8 @@ class Deploy:
         before, release = self.result.running_before, self.result.release or "the new release"
         if app.status == "failed":
             return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
+        if app.release != before and not self.result.release:
+            return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
         if app.release != before:
             return f"Somebody else promoted {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
@@ -1076,6 +1083,8 @@ DOCKER_ADVICE = {
     " image, log docker in to its registry in deploy/before_build.sh.",
     "^`docker (build|login)": "",  # what is below is about pushes
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
+    "maximum allowed number": "ECR's limit of images is reached. Delete old ones, or give the"
+    " repository a lifecycle policy.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
     "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
@@ -1337,7 +1346,9 @@ REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permit
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "exec format error|no matching manifest|no match for platform|not published for": "The image"
+    "not published for": "The rack has nodes of two architectures. Build the image for both:"
+    " `-- --platform linux/amd64,linux/arm64`.",
+    "exec format error|no matching manifest|no match for platform": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
     r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
     "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
@@ -1450,9 +1461,9 @@ class Convox:
     def wait(self) -> list[str]:
         return [] if self.is_v3 else ["--wait"]  # v3 always waits
 
-    def to_type(self, command: str) -> str:
+    def to_type(self, command: str, more: str = "") -> str:
         """Return a command for the user to type."""
-        return f"`convox {command} {shlex.join(self.target)}`"
+        return f"`convox {command} {shlex.join(self.target)}{more}`"
 
     def check(self) -> App:
         """Return what is running. Raise DeployError."""
@@ -2119,6 +2130,7 @@ OURS = re.compile(
     "--(app|rack|skip-ecr-login|timeout|result|from|description|cache-from-running|parallel|dry-run"
     "|no-promote|release|rollback)(=.*)?"
 )
+OUTPUTS = re.compile("--push(=true)?|(--output|-o).*")  # other than into docker
 
 
 @dataclass
@@ -2173,6 +2185,8 @@ class Settings:
             )
         for ours in filter(OURS.fullmatch, args):
             yield f"Put {ours} before --."
+        for output in filter(OUTPUTS.fullmatch, args):
+            yield f"Remove {output} after --. The next steps need the image in docker."
         paths = [os.path.realpath(path) for path in (self.images_from, self.result) if path]
         if len(paths) == 2 and paths[0] == paths[1]:
             yield "--from and --result name the same file. Use two files."
