@@ -471,7 +471,8 @@ class Deploy:
         if app.status == "failed":
             return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
         if app.release != before:
-            return f"Somebody else promoted {app.release or 'nothing'}."
+            known = "Somebody else promoted" if self.result.release else "The rack runs"
+            return f"{known} {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
             return f"The update that it waited for was rolled back. {release} was never requested."
         was_refused = failure and "is currently updating" in failure.output
