@@ -188,7 +188,7 @@ class Deploy:
         for image in self.images:
             arguments.update(self.docker.arguments(image.build))
         needs_environment = self.manifest.as_they_are or self.manifest.required
-        unknown = {name: arguments[name] for name in arguments.keys() - known.keys()}
+        unknown = {name: arguments[name] for name in arguments if name not in known}
         if needs_environment or unknown:
             known = {**self.read_environment(unknown), **known}
         for image in self.images:
@@ -478,7 +478,8 @@ class Deploy:
         if app.release != before and not self.result.release:
             return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
         if app.release != before:
-            return f"Somebody else promoted {app.release or 'nothing'}."
+            known = "Somebody else promoted" if self.result.release else "The rack runs"
+            return f"{known} {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
             return f"The update that it waited for was rolled back. {release} was never requested."
         was_refused = failure and "is currently updating" in failure.output
@@ -629,10 +630,10 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
     # Once `convox build` has printed an error of the rack or of docker, it has made no release.
-    has_no_answer = isinstance(error, CommandFailed) and (
+    is_refused = isinstance(error, CommandFailed) and not (
         error.status == 0 or re.search(UNREACHABLE, error.output)
     )
-    if deploy.step_name == "release" and (has_no_answer or isinstance(error, Stopped)):
+    if deploy.step_name == "release" and not is_refused:
         look = f"To look: {deploy.convox.to_type('releases')}."
         return f"Nothing was promoted.{was} A release may have been built.\n{look}"
     return f"Nothing was released or promoted.{was}"
@@ -831,7 +832,8 @@ class Manifest:
                 manifest.add(name, keys, is_compose)
             except ValueError as error:
                 problems.append(f"{path}: service {name}: {error}")
-        if not (manifest.services or problems) and os.path.exists("Dockerfile"):
+        is_empty = not manifest.others or os.path.exists("Dockerfile")
+        if is_empty and not (manifest.services or problems):
             found = ", ".join(manifest.others) or "no services"
             fix = f"`build: .` (Convox v3), or an image with the tag TAG: {EXAMPLE_IMAGE}"
             problems.append(f"{path}: there is nothing to build: {found}. Add {fix}")
@@ -1193,7 +1195,7 @@ class Docker:
         self.names.add(image.local)
         if build.dockerfile != "Dockerfile":
             options += ["--file", build.path]
-        for arg in build.args + tuple(image.arguments):
+        for arg in dict.fromkeys([*build.args, *image.arguments]):
             options += ["--build-arg", arg]
         options += option("--target", build.target) + option("--platform", build.platform)
         options += [arg.replace("{service}", image.name) for arg in self.build_args]

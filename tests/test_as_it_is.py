@@ -108,15 +108,29 @@ def test_it_needs_no_aws(world: World) -> None:
     assert world.deploy().status == 0
 
 
-def test_only_that_call_gets_the_default_builder(world: World) -> None:
-    """The CLI builds `FROM` a local image, which no other builder has."""
+def test_only_that_call_gets_no_builder(world: World) -> None:
+    """The CLI builds `FROM` a local image, which only docker's own builder of the current context has."""
     write(world, "{web: {build: .}}")
     world.add_hooks()
     ran = world.deploy(env={"BUILDX_BUILDER": "farm"})
     assert ran.status == 0, ran.text
-    builders = {call.line: call.env["BUILDX_BUILDER"] for call in world.calls}
+    builders = {call.line: call.env.get("BUILDX_BUILDER") for call in world.calls}
     assert [line for line in builders if builders[line] != "farm"] == [world.call(EXTERNAL).line]
-    assert builders[world.call(EXTERNAL).line] == "default"
+    assert builders[world.call(EXTERNAL).line] is None
+
+
+def test_no_builder_is_set_where_none_was(world: World) -> None:
+    write(world, "{web: {build: .}}")
+    assert world.deploy().status == 0
+    assert not any("BUILDX_BUILDER" in call.env for call in world.calls)
+
+
+@pytest.mark.parametrize("value", [None, "1", "0"])
+def test_the_rack_gets_the_image_without_new_attestations(world: World, value: str | None) -> None:
+    """They would give the rack another digest than the one that was built."""
+    write(world, "{web: {build: .}}")
+    assert world.deploy(env={"BUILDX_NO_DEFAULT_ATTESTATIONS": value}).status == 0
+    assert world.call(EXTERNAL).env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == (value or "1")
 
 
 def test_both_ways_to_the_rack_can_stand_in_one_manifest(world: World) -> None:
@@ -209,8 +223,9 @@ def test_services_that_convox_v3_ignores_are_an_error(world: World) -> None:
     world.write("convox.yml", "# Our services\nweb:\n  build: .\n")
     ran = world.deploy()
     assert ran.status == 2
-    assert "service web: Convox ignores services at the top level of a convox.yml." in ran.err
-    assert world.calls == []
+    problem = "Convox v3 ignores services at the top level, and would remove what runs."
+    assert f"\nconvox.yml: {problem} Move them under `services:`.\n" in ran.err
+    assert world.commands("docker build --tag", EXTERNAL) == []
 
 
 def test_services_at_the_top_level_of_a_compose_file_need_an_image_too(world: World) -> None:

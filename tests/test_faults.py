@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ECR, ROOT, Ran, World, ended
+from conftest import ECR, ROOT, STANDIN, Ran, World, ended
 from standin import Rule
 
 PREFLIGHT, FAILED, TIMED_OUT, TERMINATED = 2, 1, 124, 143
@@ -22,7 +22,8 @@ PREFLIGHT, FAILED, TIMED_OUT, TERMINATED = 2, 1, 124, 143
 
 READ_RELEASE = "convox api get /apps/shop/releases/"
 TURN = ("before_release", "convox api get")
-OLD = "ROLDERRELEA"  # what a rollback goes back to; the stand-in's copy of it is RCOPYRELEASE
+OLD = "ROLDERRELEA"  # what a rollback goes back to
+[COPY] = re.findall("copy=(R[A-Z]{10})\n", STANDIN.read_text())  # that then runs
 DEPLOY, RESUME, ROLL_BACK = (), ("--release", "RNEWRELEASE"), ("--rollback", OLD)
 
 
@@ -69,7 +70,7 @@ COMMANDS = [
     Command("convox build --help", "preflight", "convox", needs_output=True),
     Command("convox releases promote --help", "preflight", "convox", needs_output=True),
     Command("convox api get", "preflight", "convox api get", needs_output=True, number=1),
-    Command("convox env", "preflight", "convox env", arrange=with_an_arg),
+    Command("convox env", "preflight", "LICENSE_KEY", arrange=with_an_arg),
     Command("before_build", "before_build", "deploy/before_build.sh"),
     Command("docker build --help", "build", "docker build", arrange=with_two_images),
     Command("docker build", "build", "docker build", needs_effect=True),
@@ -211,7 +212,7 @@ def test_a_harmless_fault_does_not_stop_the_deploy(
 ) -> None:
     ran = deploy_with_fault(world, command, way)
     assert ran.status == 0, ran.text
-    assert world.running == ("RCOPYRELEASE" if command.args == ROLL_BACK else "RNEWRELEASE")
+    assert world.running == (COPY if command.args == ROLL_BACK else "RNEWRELEASE")
 
 
 # --- a promote: what the rack then reports decides -------------------------------------
@@ -219,7 +220,7 @@ def test_a_harmless_fault_does_not_stop_the_deploy(
 
 REQUESTS = [
     (RESUME, "convox releases promote --app", "RNEWRELEASE"),
-    (ROLL_BACK, "convox releases rollback --app", "RCOPYRELEASE"),
+    (ROLL_BACK, "convox releases rollback --app", COPY),
 ]
 
 
@@ -286,7 +287,7 @@ def test_a_fault_in_what_only_explains_a_promote_changes_nothing(world: World, w
     world.constants = {**IMPATIENT}
     world.rules["convox deploy-debug"] = {**WAYS[way]}
     world.rules["convox releases promote --app"] = {"once": "convox deploy-debug", "usual": True}
-    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
+    ran = world.deploy("-m", "docker-compose.yml", env={"CONVOX_STANDIN_CLI": "v3"})
     if way == TERM:  # as if everything was
         assert ran.status == TERMINATED, ran.text
     else:

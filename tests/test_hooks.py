@@ -46,8 +46,11 @@ def test_a_hook_created_by_another_hook_is_run_or_reported(world: World) -> None
     ],
 )
 def test_a_hook_that_cannot_be_started_fails_the_deploy(world: World, text: str, why: str) -> None:
-    """It has no shebang line, one that names nothing, or Windows line endings."""
-    world.write("deploy/after_build.sh", text, 0o755)
+    """It has no shebang line, one that names nothing, or Windows line endings. Another hook has written it."""
+    world.write("after.sh", text, 0o755)
+    world.write(
+        "deploy/before_build.sh", "#!/bin/sh\n/bin/cp after.sh deploy/after_build.sh\n", 0o755
+    )
     ran = world.deploy()
     assert ran.status == 1
     fix = "Its first line must be #! and an installed interpreter, and end in LF."

@@ -187,8 +187,16 @@ def test_a_build_key_that_is_not_supported_is_not_ignored(tmp_path: Path, build:
     assert "service web: " in problem_of(tmp_path, text)
 
 
-@pytest.mark.parametrize("args", ["{A: {B: c}}", "{A: [b]}", "[{A: b}]", "[[A]]"])
-@pytest.mark.parametrize("name", ["docker-compose.yml", "convox.yml"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        *(
+            ("docker-compose.yml", args)
+            for args in ("{A: {B: c}}", "{A: [b]}", "[{A: b}]", "[[A]]")
+        ),
+        *(("convox.yml", args) for args in ("[{A: b}]", "[[A]]")),
+    ],
+)
 def test_nested_build_arguments_are_an_error(tmp_path: Path, args: str, name: str) -> None:
     text = f"services: {{web: {{image: '{IMAGE}', build: {{args: {args}}}}}}}\n"
     assert "service web: `build:` contains " in problem_of(tmp_path, text, name)
@@ -247,7 +255,12 @@ def test_a_key_that_may_change_the_image_is_an_error(tmp_path: Path, key: str) -
     assert f"build.{key.partition(':')[0]} is not supported." in problem_of(tmp_path, text)
 
 
-def test_without_tag_each_service_is_named_with_its_image(tmp_path: Path) -> None:
+def test_without_tag_each_service_is_named_with_its_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Dockerfile in the app's root says that something is to be built."""
+    monkeypatch.chdir(tmp_path)
+    Path("Dockerfile").touch()
     text = "services:\n  web:\n    image: shop:latest\n  db:\n    image: postgres:16\n"
     problem = problem_of(tmp_path, text)
     assert "web (shop:latest)" in problem and "db (postgres:16)" in problem

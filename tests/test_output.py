@@ -41,7 +41,7 @@ def test_the_first_lines_name_the_app_the_commit_the_rack_and_the_running_releas
     lines = world.deploy("--skip-ecr-login").out.splitlines()
     assert lines[1:5] == [
         "==> [1/8] preflight",
-        f'Deploying shop (APP_NAME) {commit} "Sell more" to rack.example.com (CONVOX_HOST)',
+        f'Deploying shop (APP_NAME) {commit} "Sell more" on rack.example.com (CONVOX_HOST)',
         "Running now: ROLDRELEASE",
         "Manifest: docker-compose.yml",
     ]
@@ -65,7 +65,7 @@ URL = {**NO_RACK, "RACK_URL": "https://convox:secret@rack.example.com/"}
 def test_the_first_line_says_where_the_apps_name_comes_from(
     world: World, args: list[str], env: dict[str, str | None], app: str
 ) -> None:
-    assert f"\nDeploying {app} to " in world.deploy(*args, env=env).out
+    assert f"\nDeploying {app} on " in world.deploy(*args, env=env).out
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_first_line_says_where_the_apps_name_comes_from(
 def test_the_first_line_says_where_the_racks_name_comes_from(
     world: World, args: list[str], env: dict[str, str | None], rack: str
 ) -> None:
-    assert f" to {rack}\n" in world.deploy(*args, env=env).out
+    assert f" on {rack}\n" in world.deploy(*args, env=env).out
 
 
 def test_the_first_lines_say_that_nothing_is_running(world: World) -> None:
@@ -104,7 +104,9 @@ def test_a_good_end_says_what_was_verified(world: World) -> None:
     ran = world.deploy(env={"CONVOX_PASSWORD": "secret"})
     assert re.fullmatch(
         r"Total: \d+\.\d s\n\nshop is now running RNEWRELEASE\.\n"
-        r"Verified: rack\.example\.com reports RNEWRELEASE running\.\n",
+        r"Verified: rack\.example\.com reports RNEWRELEASE running\.\n"
+        r"To roll back, run the same command with --rollback ROLDRELEASE"
+        r" \(or DEPLOY_ROLLBACK=ROLDRELEASE\)\.\n",
         ran.out[ran.out.index("Total: ") :],
     )
 
@@ -118,8 +120,15 @@ def test_the_error_is_the_last_thing_that_is_printed(world: World) -> None:
 
 def test_a_step_for_a_missing_hook_takes_one_line(world: World) -> None:
     ran = world.deploy()
-    for number, hook in ((2, "before_build"), (4, "after_build"), (7, "before_release")):
+    for number, hook in ((2, "before_build"), (4, "after_build")):
         assert f"\n\n==> [{number}/8] {hook}: skipped, no deploy/{hook}.sh\n\n==>" in ran.out
+
+
+def test_before_release_is_always_a_step_because_the_turn_of_the_app_is_awaited_in_it(
+    world: World,
+) -> None:
+    ran = world.deploy()
+    assert re.search(r"\n\n==> \[7/8\] before_release\nbefore_release: \d+\.\d s\n\n==>", ran.out)
 
 
 # --- colors ---------------------------------------------------------------------------
@@ -194,10 +203,12 @@ def test_output_that_is_not_utf8_is_shown_with_replacement_characters(world: Wor
 @pytest.mark.parametrize("command", ["docker login", "convox releases promote --app"])
 def test_of_a_long_error_the_last_lines_are_shown(world: World, command: str) -> None:
     lines = [*(f"log {number}" for number in range(40)), "ERROR: the reason"]
+    world.constants["POLL_SECONDS"] = 0
     world.rules[command] = {"status": 1, "err": "\n".join(lines)}
     ran = world.deploy("--result", "result.json")
     assert ran.status == (2 if command == "docker login" else 1)
     shown = [line.strip() for line in ran.err.splitlines() if line.startswith("  ")]
     assert shown == lines[-LOG_LINES:]
     written = json.loads((world.app / "result.json").read_text())["error"]
-    assert written.splitlines()[1 : 1 + LOG_LINES] == [f"  {line}" for line in shown]
+    quoted = [line.strip() for line in written.splitlines() if line.startswith("  ")]
+    assert quoted == shown

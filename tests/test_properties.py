@@ -39,11 +39,12 @@ services = st.dictionaries(
 )
 
 
+NAMES = ["docker-compose.yml", "convox.yml"]
 SETTINGS = settings(deadline=None, max_examples=50)  # others in each run
 
 
-def read(data: bytes) -> Any:
-    with tempfile.NamedTemporaryFile() as file:
+def read(data: bytes, name: str = "docker-compose.yml") -> Any:
+    with tempfile.NamedTemporaryFile(suffix=name) as file:
         Path(file.name).write_bytes(data)
         return Manifest.load(file.name)
 
@@ -56,26 +57,26 @@ def read(data: bytes) -> Any:
     )
 )
 def test_arbitrary_bytes_cause_nothing_but_an_error_message(data: bytes) -> None:
-    with contextlib.suppress(DeployError):
-        read(data)
+    for name in NAMES:
+        with contextlib.suppress(DeployError):
+            read(data, name)
 
 
 @SETTINGS
 @given(documents, st.booleans())
 def test_arbitrary_yaml_causes_nothing_but_an_error_message(document: Any, flow: bool) -> None:
-    with contextlib.suppress(DeployError):
-        read(
-            yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True).encode(
-                errors="replace"
-            )
-        )
+    text = yaml.safe_dump(document, default_flow_style=flow, allow_unicode=True)
+    for name in NAMES:
+        with contextlib.suppress(DeployError):
+            read(text.encode(errors="replace"), name)
 
 
 @SETTINGS
 @given(st.lists(st.sampled_from(["- ", "  ", "\n", "a: ", "&x ", "*x", "<<: ", "{", "}", "[", "]", IMAGE, "image: ", "|", ">", "'", '"', "\t", "\r\n", "services:\n", "? ", "#", "--- ", "!!str ", "%"]), max_size=30))  # fmt: skip
 def test_arbitrary_yaml_fragments_cause_nothing_but_an_error_message(pieces: list[str]) -> None:
-    with contextlib.suppress(DeployError):
-        read("".join(pieces).encode())
+    for name in NAMES:
+        with contextlib.suppress(DeployError):
+            read("".join(pieces).encode(), name)
 
 
 @SETTINGS

@@ -299,7 +299,12 @@ def test_default_attestations_are_off_so_that_unchanged_content_keeps_its_image_
     """With buildx and the containerd image store, they would make every image unique."""
     assert world.deploy(env={"BUILDX_NO_DEFAULT_ATTESTATIONS": value}).status == 0
     assert world.call("docker build --tag").env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == (value or "1")
-    for other in ("docker tag", "docker image inspect", "docker image rm", "convox build --app"):
+    for other in (
+        "docker tag",
+        "docker image inspect",
+        "docker image rm",
+        "convox releases promote --app",
+    ):
         assert world.call(other).env.get("BUILDX_NO_DEFAULT_ATTESTATIONS") == value
 
 
