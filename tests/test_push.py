@@ -192,8 +192,8 @@ def test_a_failure_without_a_known_permanent_cause_is_repeated(world: World, rea
     ran = world.deploy()
     assert ran.status == 0, ran.text
     assert len(world.commands("docker push")) == 2
-    why = f"`docker push` for web exited with code 1.\n  {reason}\n"
-    assert f"warning: {why}Trying once more in 0 s.\n" in ran.out
+    why = f"`docker push` for web failed: {reason}"
+    assert f"warning: {why} Trying once more in 0 s.\n" in ran.out
 
 
 def test_a_failed_push_is_repeated_exactly_once(world: World) -> None:
