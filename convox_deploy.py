@@ -1612,12 +1612,13 @@ class Convox:
 
 
 def release_id(output: str, name: str) -> str:
-    """Return the release ID that a command printed. Raise CommandFailed."""
+    """Return the release ID in the last line of an output. Raise CommandFailed."""
     if shell.dry_run:
         return "RELEASE_ID"
-    if not re.fullmatch(RELEASE_ID, output.strip()):
+    line = output.strip().rpartition("\n")[2]  # after errors of other racks
+    if not re.fullmatch(RELEASE_ID, line):
         raise CommandFailed(redact(f"It printed no release ID.\n{output}"), name, 0)
-    return output.strip()
+    return line
 
 
 # --- git and CI -----------------------------------------------------------------------
