@@ -1750,9 +1750,9 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
 
 
 def learn_url_password(url: str) -> None:
-    """Redact what is between // and the last @, and each part of it, but not the usual user."""
-    login = url.rpartition("@")[0].partition("//")[2]
-    for part in {login, *re.split("[:/?#]", login)} - {"convox"}:
+    """Redact what is before the last @, and each part of it, but not the usual user."""
+    login = url.rpartition("@")[0].removeprefix("https://")
+    for part in {login, *re.split("[:/?#@]", login)} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
 
