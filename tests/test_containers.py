@@ -306,7 +306,7 @@ def test_a_signal_ends_it_too(world: World) -> None:
     for _ in range(2):
         world.await_hanging()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
+    _out, err = process.communicate(timeout=20)
     assert process.returncode == 143 and "while running `convox releases promote`" in err
 
 
@@ -350,8 +350,8 @@ def test_a_secret_in_the_state_or_the_hint_is_redacted_too(world: World) -> None
 def test_the_annotation_and_the_summary_have_the_state_and_the_hint_alone(world: World) -> None:
     summary = world.home / "summary.md"
     log = "\n".join(["::error::from the app", "no database", "::set-output name=x::y"])
-    github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
-    ran = deploy(world, report({**POD, "previousLogs": log}), **github)
+    world.env.update(GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(summary))
+    ran = deploy(world, report({**POD, "previousLogs": log}))
     assert "\n  | no database\n" in ran.err
     [annotation] = [line for line in ran.text.splitlines() if line.startswith("::error ")]
     for text in (annotation, summary.read_text()):

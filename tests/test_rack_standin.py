@@ -917,9 +917,7 @@ def test_the_recording_standin_knows_when_releases_were_created(world: World) ->
 
 def test_the_recording_standin_rolls_back(world: World) -> None:
     out = recorded(world, "releases", "rollback", "--app", "shop", "ROLDRELEASE")
-    assert (
-        out == "Rolling back to ROLDRELEASE... OK, RCOPYOFAOLD\nPromoting RCOPYOFAOLD... \nOK\n"
-    )
+    assert out == "Rolling back to ROLDRELEASE... OK, RCOPYOFAOLD\nPromoting RCOPYOFAOLD... \nOK\n"
     assert world.running == "RCOPYOFAOLD"
     words = ["releases", "rollback", "--app", "shop", "--id", "--wait", "ROLDRELEASE"]
     assert recorded(world, *words, cli="v2") == "RCOPYOFAOLD"

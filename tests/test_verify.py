@@ -31,8 +31,9 @@ def responses(
     Three responses precede them, to the questions before the promote: twice the app, and its releases.
     """
     settled = app(before, "running")
-    rest = [each if isinstance(each, dict) else app(release, each) for each in statuses]
-    return {"sequence": [settled, settled, {"out": "[]"}, *rest]}
+    rest: list[Rule] = [each if isinstance(each, dict) else app(release, each) for each in statuses]
+    none: Rule = {"out": "[]"}
+    return {"sequence": [settled, settled, none, *rest]}
 
 
 def result_of(world: World) -> Any:
@@ -240,8 +241,8 @@ def test_an_app_that_is_failed_is_found_in_preflight(world: World) -> None:
 def test_an_app_that_fails_before_the_promote_is_not_promoted(world: World, when: str) -> None:
     world.add_hooks("before_release")
     good, failed = app("ROLDRELEASE", "running"), app("ROLDRELEASE", "failed")
-    turns = [good, failed] if when == "before the hook" else [good, good, {"out": "[]"}, failed]
-    world.rules[ASK] = {"sequence": turns}
+    none: Rule = {"out": "[]"}
+    world.rules[ASK] = {"sequence": [good, *([good, none] if "after" in when else []), failed]}
     ran = world.deploy()
     assert ran.status == 1
     assert f"\nbefore_release failed:\n{FAILED_FOR_GOOD}Nothing was promoted." in ran.err
