@@ -1637,12 +1637,13 @@ class Convox:
 
 
 def release_id(output: str, name: str) -> str:
-    """Return the release ID that a command printed. Raise CommandFailed."""
+    """Return the release ID in the last line of an output. Raise CommandFailed."""
     if shell.dry_run:
         return "RELEASE_ID"
-    if not re.fullmatch(RELEASE_ID, output.strip()):
+    line = output.strip().rpartition("\n")[2]  # after errors of other racks
+    if not re.fullmatch(RELEASE_ID, line):
         raise CommandFailed(redact(f"It printed no release ID.\n{output}"), name, 0)
-    return output.strip()
+    return line
 
 
 # --- git and CI -----------------------------------------------------------------------
@@ -1774,9 +1775,9 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
 
 
 def learn_url_password(url: str) -> None:
-    """Redact what is between // and the last @, and each part of it, but not the usual user."""
-    login = url.rpartition("@")[0].partition("//")[2]
-    for part in {login, *re.split("[:/?#]", login)} - {"convox"}:
+    """Redact what is before the last @, and each part of it, but not the usual user."""
+    login = url.rpartition("@")[0].removeprefix("https://")
+    for part in {login, *re.split("[:/?#@]", login)} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
 
