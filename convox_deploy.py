@@ -2164,7 +2164,7 @@ class Settings:
             pattern, what = PATTERNS.get(name, ("(?s).+", "a value. Leave the option out instead"))
             if isinstance(value, str) and not re.fullmatch(pattern, value, re.ASCII):
                 yield f"--{name.rpartition('_')[2]}: {value!r} is not {what}."
-        if self.timeout < 0:
+        if not self.timeout >= 0:  # or nan
             yield f"--timeout: {self.timeout:g} is not a number of minutes, such as 30 or 1.5."
         args = self.docker_build_args
         if args and not args[0].startswith("-"):
