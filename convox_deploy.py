@@ -234,7 +234,7 @@ class Deploy:
                 warn(problem)
             return {}
         if missing := self.manifest.required - environment.keys():
-            fix = f"Set them with {self.convox.to_type('env set')} NAME=VALUE."
+            fix = f"Set them: {self.convox.to_type('env set NAME=VALUE')}."
             raise DeployError(f"The app has no value for {', '.join(sorted(missing))}. {fix}")
         return environment
 
@@ -1341,9 +1341,9 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "exec format error|no matching manifest|no match for platform|not published for": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
     r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
-    "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
+    "ERROR: this build will drop": "Set the variables: `convox env set NAME=VALUE --app <name>`,"
     " or unset CONVOX_ENV_DROP_GUARD.",
-    "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
+    "ERROR: [^\n]*required env:": "Set them: `convox env set NAME=VALUE --app <name>`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
     "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
