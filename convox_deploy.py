@@ -158,7 +158,8 @@ class Deploy:
         except Stopped:
             raise
         except DeployError as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
 
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
