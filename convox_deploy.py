@@ -158,7 +158,8 @@ class Deploy:
         except Stopped:
             raise
         except DeployError as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
 
     def read_manifest(self, is_final: bool) -> Iterator[str]:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
@@ -234,7 +235,7 @@ class Deploy:
                 warn(problem)
             return {}
         if missing := self.manifest.required - environment.keys():
-            fix = f"To set them: {self.convox.to_type('env set', ' NAME=VALUE')}."
+            fix = f"Set them: {self.convox.to_type('env set NAME=VALUE')}."
             problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
             if not (self.has_before_build and self.step_name == "preflight"):
                 raise DeployError(problem)
@@ -1353,9 +1354,9 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "exec format error|no matching manifest|no match for platform": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
     r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
-    "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
+    "ERROR: this build will drop": "Set the variables: `convox env set NAME=VALUE --app <name>`,"
     " or unset CONVOX_ENV_DROP_GUARD.",
-    "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
+    "ERROR: [^\n]*required env:": "Set them: `convox env set NAME=VALUE --app <name>`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
     "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
@@ -1463,9 +1464,9 @@ class Convox:
     def wait(self) -> list[str]:
         return [] if self.is_v3 else ["--wait"]  # v3 always waits
 
-    def to_type(self, command: str, more: str = "") -> str:
+    def to_type(self, command: str) -> str:
         """Return a command for the user to type."""
-        return f"`convox {command} {shlex.join(self.target)}{more}`"
+        return f"`convox {command} {shlex.join(self.target)}`"
 
     def check(self) -> App:
         """Return what is running. Raise DeployError."""
@@ -2178,7 +2179,7 @@ class Settings:
             pattern, what = PATTERNS.get(name, ("(?s).+", "a value. Leave the option out instead"))
             if isinstance(value, str) and not re.fullmatch(pattern, value, re.ASCII):
                 yield f"--{name.rpartition('_')[2]}: {value!r} is not {what}."
-        if self.timeout < 0:
+        if not self.timeout >= 0:  # or nan
             yield f"--timeout: {self.timeout:g} is not a number of minutes, such as 30 or 1.5."
         args = self.docker_build_args
         if args and not args[0].startswith("-"):

@@ -13,73 +13,150 @@ from conftest import COMPOSE, ECR, REAL_GIT, SHORT_ID, World
 
 TOKEN = re.compile("token-of-ecr")
 
-BUILD = {
-    "2016": [
-        "--app",
-        "shop",
-        "--file",
-        "docker-compose.yml",
-        "--description",
-        "{about}",
-        "{directory}",
-    ],
-    "2018": [
-        "--app",
-        "shop",
-        "--file",
-        "docker-compose.yml",
-        "--description",
-        "{about}",
-        "--id",
-        "{directory}",
-    ],
-    "v2": [
-        "--app",
-        "shop",
-        "--manifest",
-        "docker-compose.yml",
-        "--description",
-        "{about}",
-        "--id",
-        "{directory}",
-    ],
-    "v3": [
-        "--app",
-        "shop",
-        "--manifest",
-        "docker-compose.yml",
-        "--description",
-        "{about}",
-        "--id",
-        "{directory}",
-    ],
-}
-PROMOTE = {
-    "2016": ["--app", "shop", "--wait", "RNEWRELEASE"],
-    "2018": ["--app", "shop", "--wait", "RNEWRELEASE"],
-    "v2": ["--app", "shop", "--wait", "RNEWRELEASE"],
-    "v3": ["--app", "shop", "RNEWRELEASE"],
-}
+BUILD = ["--app", "shop", "--manifest", "docker-compose.yml", "--description"]
+WAIT: dict[str, list[str]] = {"v2": ["--wait"], "v3": []}  # v3 always waits
+READ_APP, LIST = ["api", "get", "/apps/shop"], ["api", "get", "/apps/shop/releases"]
+HELP = [["build", "--help"], ["releases", "promote", "--help"]]
+# A convox.yml whose image convox pushes to the rack's registry, by a CLI of v3.
+AS_IT_IS = "services:\n  web:\n    build: .\n"
 
 
-@pytest.mark.parametrize("cli", ["2016", "2018", "v2", "v3"])
+def convox_calls(world: World) -> list[list[str]]:
+    return [call.argv[1:] for call in world.calls if call.argv[0] == "convox"]
+
+
+@pytest.mark.parametrize("cli", ["v2", "v3"])
 def test_each_cli_generation_gets_the_options_it_lists(world: World, cli: str) -> None:
     commit = world.add_git()
     ran = world.deploy(env={"CONVOX_STANDIN_CLI": cli})
     assert ran.status == 0, ran.text
-    convox = [call.argv[1:] for call in world.calls if call.argv[0] == "convox"]
     directory = world.call("convox build --app").argv[-1]
-    about = f"{commit} Sell more"
-    assert convox == [
-        ["build", "--help"],
-        ["releases", "promote", "--help"],
-        ["api", "get", "/apps/shop"],
-        ["build", *[word.format(about=about, directory=directory) for word in BUILD[cli]]],
-        ["api", "get", "/apps/shop/releases"],
-        ["releases", "promote", *PROMOTE[cli]],
-        ["api", "get", "/apps/shop"],
+    assert convox_calls(world) == [
+        *HELP,
+        READ_APP,
+        ["build", *BUILD, f"{commit} Sell more", "--id", directory],
+        READ_APP,
+        LIST,
+        ["releases", "promote", "--app", "shop", *WAIT[cli], "RNEWRELEASE"],
+        READ_APP,
     ]
     assert "\nshop is now running RNEWRELEASE.\n" in ran.out
+
+
+@pytest.mark.parametrize("cli", ["v2", "v3"])
+def test_a_release_that_was_built_before_is_compared_and_promoted(world: World, cli: str) -> None:
+    ran = world.deploy("--release", "RNEWRELEASE", env={"CONVOX_STANDIN_CLI": cli})
+    assert ran.status == 0, ran.text
+    assert convox_calls(world) == [
+        *HELP,
+        READ_APP,
+        [*LIST[:2], f"{LIST[2]}/RNEWRELEASE"],
+        [*LIST[:2], f"{LIST[2]}/ROLDRELEASE"],
+        READ_APP,
+        LIST,
+        ["releases", "promote", "--app", "shop", *WAIT[cli], "RNEWRELEASE"],
+        READ_APP,
+    ]
+    assert {call.argv[0] for call in world.calls} == {"convox"}
+
+
+@pytest.mark.parametrize("cli", ["v2", "v3"])
+def test_a_rollback_asks_for_the_id_of_the_copy(world: World, cli: str) -> None:
+    world.add_hooks()
+    rack = ["--rack", "staging"]
+    ran = world.deploy(*rack, "--rollback", "ROLDERRELEA", env={"CONVOX_STANDIN_CLI": cli})
+    assert ran.status == 0, ran.text
+    read = ["api", "get", *rack]
+    assert convox_calls(world) == [
+        *HELP,
+        [*read, "/apps/shop"],
+        [*read, "/apps/shop/releases/ROLDERRELEA"],
+        [*read, "/apps/shop"],
+        ["releases", "rollback", "--app", "shop", *rack, *WAIT[cli], "--id", "ROLDERRELEA"],
+        [*read, "/apps/shop"],
+    ]
+    assert {call.argv[0] for call in world.calls} == {"convox"}  # neither hooks nor docker
+
+
+@pytest.mark.parametrize("rack", [[], ["--rack", "staging"]])
+@pytest.mark.parametrize("args", [[], ["--release", "RNEWRELEASE"], ["--rollback", "ROLDERRELEA"]])
+def test_the_containers_of_a_promote_are_looked_at_with_a_cli_of_v3(
+    world: World, args: list[str], rack: list[str]
+) -> None:
+    world.constants = {"DEBUG_SECONDS": [0, 60]}
+    request = "convox releases " + ("rollback" if "--rollback" in args else "promote")
+    world.rules[f"{request} --app"] = {"once": "convox deploy-debug", "usual": True}
+    ran = world.deploy(*args, *rack, env={"CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 0, ran.text
+    debug = ["--output", "json", *rack, "--lines", "20", "--no-events", "--app", "shop"]
+    assert world.call("convox deploy-debug").argv[1:] == ["deploy-debug", *debug]
+
+
+def test_the_containers_of_a_promote_are_not_looked_at_with_a_cli_of_v2(world: World) -> None:
+    world.constants = {"DEBUG_SECONDS": [0, 0]}
+    world.rules["convox releases promote --app"] = {"pause": 0.3, "usual": True}
+    assert world.deploy().status == 0
+    assert world.commands("convox deploy-debug") == []
+
+
+@pytest.mark.parametrize("arg", ["", "ARG KEY\n"])
+def test_an_app_as_it_is_is_pushed_by_convox(world: World, arg: str) -> None:
+    world.write("convox.yml", AS_IT_IS)
+    world.write("Dockerfile", f"FROM scratch\n{arg}")
+    commit = world.add_git()
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3", "STANDIN_APP_ENV": "KEY=value"})
+    assert ran.status == 0, ran.text
+    build = world.call("convox build --external")
+    about = ["--description", f"{commit} Sell more", "--id"]
+    assert build.argv[3:-1] == ["--app", "shop", "--manifest", "convox.yml", *about]
+    local = world.call("docker build --tag").argv[3]
+    assert build.upload == {"convox.yml": AS_IT_IS, "Dockerfile": f"FROM {local}\n"}
+    assert ["env", "--app", "shop"] in convox_calls(world)
+    given = ["--build-arg", "KEY"] if arg else []
+    assert world.call("docker build --tag").argv[4:] == [*given, "."]
+    assert (world.call("docker build --tag").env.get("KEY")) == ("value" if arg else None)
+
+
+def test_convox_pushes_with_the_builder_of_dockers_current_context(world: World) -> None:
+    """An inherited one would not find our image, and attestations would make another one of it."""
+    world.write("convox.yml", AS_IT_IS)
+    ran = world.deploy(
+        env={
+            "CONVOX_STANDIN_CLI": "v3",
+            "BUILDX_BUILDER": "remote",
+            "STANDIN_PLATFORM": "linux/arm64",
+        }
+    )
+    assert ran.status == 0, ran.text
+    env = world.call("convox build --external").env
+    assert "BUILDX_BUILDER" not in env
+    assert env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "1"
+    assert env["DOCKER_DEFAULT_PLATFORM"] == "linux/arm64"
+    env = world.call("docker build --tag").env  # ours is the user's choice
+    assert (env["BUILDX_BUILDER"], env["BUILDX_NO_DEFAULT_ATTESTATIONS"]) == ("remote", "1")
+
+
+def test_attestations_that_are_asked_for_stay(world: World) -> None:
+    world.write("convox.yml", AS_IT_IS)
+    env = {"CONVOX_STANDIN_CLI": "v3", "BUILDX_NO_DEFAULT_ATTESTATIONS": "0"}
+    assert world.deploy(env=env).status == 0
+    for start in ("docker build --tag", "convox build --external"):
+        assert world.call(start).env["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "0"
+
+
+def test_docker_aws_and_git_do_not_get_the_login_to_the_rack(world: World) -> None:
+    world.add_git()
+    world.add_hooks()
+    assert world.deploy().status == 0
+    programs = set()
+    for call in world.calls:
+        if call.argv[0] in ("docker", "aws", "git"):
+            assert not call.env.keys() & {"CONVOX_PASSWORD", "RACK_URL"}, call.line
+            programs.add(" ".join(call.argv[:2]))
+        else:
+            assert {"CONVOX_HOST", "CONVOX_PASSWORD"} <= call.env.keys(), call.line
+    assert programs > {"docker login", "docker build", "docker push", "docker image", "git log"}
+    assert programs > {"aws ecr", "docker tag", "docker version"}
 
 
 def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
@@ -92,6 +169,7 @@ def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
     image = f"{ECR}/shop:{commit}-dirty-{SHORT_ID}"
     ecr = "--region us-east-1 --registry-id 123456789012"
     commands = world.commands()
+    read_git = ["git log", "git branch", "git describe", "git rev-parse"]
     begin = commands.index("before_build")
     assert {line for line in commands[:begin] if not line.startswith("git")} == {
         "docker version --format {{.Server.Version}}",
@@ -102,7 +180,9 @@ def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
         "convox api get /apps/shop",
     }
     directory = world.call("convox build --app").argv[-1]
-    assert commands[begin:] == [
+    after_hook = commands[begin + 1 : begin + 5]
+    assert [" ".join(line.split()[:2]) for line in after_hook] == read_git  # it may have committed
+    assert [commands[begin], *commands[begin + 5 :]] == [
         "before_build",
         f"docker build --tag {local} .",
         f"docker image inspect --format {{{{.Id}}}} {{{{.Os}}}}/{{{{.Architecture}}}} {local}",
@@ -113,8 +193,10 @@ def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
         f"aws ecr create-repository {ecr} --repository-name shop",
         f"docker push {image}",
         f"convox build --app shop --manifest docker-compose.yml --description {commit}-dirty Sell more --id {directory}",
-        "before_release",
+        "convox api get /apps/shop",
         "convox api get /apps/shop/releases",
+        "before_release",
+        "convox api get /apps/shop",
         "convox releases promote --app shop --wait RNEWRELEASE",
         "convox api get /apps/shop",
         f"docker image rm --no-prune {local}",
@@ -191,7 +273,11 @@ def test_hooks_inherit_stdin_and_convox_does_not(world: World, tmp_path: Path) -
         ({"GIT_BRANCH": "origin/production"}, "production"),
         ({"BRANCH_NAME": "main", "GIT_BRANCH": "origin/x"}, "main"),
         ({"GITHUB_HEAD_REF": "feature", "GITHUB_REF_NAME": "7/merge"}, "feature"),
-        ({}, "HEAD"),
+        ({"CI_COMMIT_REF_NAME": "v1"}, "v1"),
+        ({"CIRCLE_TAG": "v1"}, "v1"),
+        ({"BITBUCKET_TAG": "v1"}, "v1"),
+        ({"TAG_NAME": "v1"}, "v1"),
+        ({}, ""),
     ],
 )
 def test_the_branch_comes_from_ci_variables_if_head_is_detached(
@@ -398,13 +484,13 @@ def test_a_dry_run_shows_the_plan_even_if_programs_are_missing(world: World) -> 
     assert "$ convox releases promote" in ran.out
     for program in ("docker", "aws", "convox"):
         assert re.search(rf"^ *- .*\b{program}\b", ran.err, re.MULTILINE)
-    assert "A deploy would fail:\n" in ran.err
+    assert "\npreflight failed:\n" in ran.err and "\nNothing has been changed.\n" in ran.err
 
 
 def test_a_dry_run_with_an_invalid_setting_shows_no_plan(world: World) -> None:
     ran = world.deploy("--dry-run", "--tag", "a/b")
     assert ran.status == 2
-    assert "$ " not in ran.out and "'a/b' is not an image tag." in ran.err
+    assert "$ " not in ran.out and "--tag: 'a/b' is not an image tag: up to 128 " in ran.err
     assert world.calls == []
 
 
@@ -431,12 +517,13 @@ def test_the_platform_of_a_service_goes_to_docker_build(world: World) -> None:
     assert world.call("docker build --tag").argv[4:] == ["--platform", "linux/arm64", "--pull", "."]
 
 
-def test_a_build_key_that_is_ignored_is_mentioned(world: World) -> None:
-    build = "{context: ., cache_from: [x]}"
+def test_build_keys_that_leave_the_image_the_same_are_ignored(world: World) -> None:
+    build = "{context: ., cache_from: [x], cache_to: [x], tags: [x], labels: {a: b}}"
     world.write("docker-compose.yml", f"web:\n  image: {ECR}/shop:TAG\n  build: {build}\n")
     ran = world.deploy()
-    assert ran.status == 0
-    assert "\nwarning: build.cache_from is ignored." in ran.out
+    assert ran.status == 0, ran.text
+    assert world.call("docker build --tag").argv[4:] == ["."]
+    assert "cache_from" not in ran.text
 
 
 def test_docker_aws_and_git_get_the_callers_environment(world: World) -> None:
@@ -448,4 +535,3 @@ def test_docker_aws_and_git_get_the_callers_environment(world: World) -> None:
     for start in ("docker build --tag", "docker login", "aws ecr get-login", "git describe"):
         env = world.call(start).env
         assert (env["DOCKER_CONFIG"], env["AWS_PROFILE"], env["HTTPS_PROXY"]) == ("/a", "b", "c")
-        assert env["CONVOX_PASSWORD"] == "the/rack's secret"

@@ -258,7 +258,7 @@ def test_a_promote_that_is_stopped_is_no_success_even_if_the_rack_runs_the_relea
 def test_a_promote_fails_whenever_the_rack_runs_another_release(
     world: World, args: list[str], request_: str, release: str, way: str, state: str
 ) -> None:
-    world.constants = {**IMPATIENT}
+    world.constants = {**IMPATIENT, "LAST_WORDS_SECONDS": 10}
     world.rules[request_] = {"usual": True, **WAYS[way]}
     running, status = state.split(" ")
     app = json.dumps({"release": running, "status": status})
