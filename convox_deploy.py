@@ -96,6 +96,7 @@ class Deploy:
         self.images: list[Image] = []
         self.hooks = [name for name in HOOKS if os.path.lexists(hook_path(name))]
         self.has_before_build = settings.builds_images and "before_build" in self.hooks
+        self.running_now = "unknown"
         self.problems: list[str] = []  # despite which a dry run goes on
 
     def run(self) -> None:
@@ -143,7 +144,7 @@ class Deploy:
             if self.images or self.has_before_build:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
-            if not self.problems:
+            if not (self.problems or self.settings.old_release):
                 self.note_problem(self.prepare_builds)
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
@@ -209,7 +210,9 @@ class Deploy:
             return f"{why} Move them under `services:`."
         is_default = file == "docker-compose.yml" and not self.settings.is_file_named
         if self.convox.is_v3 and is_default and not manifest.services:
-            return f"Convox v3 reads only convox.yml by itself. If you mean it, add: -m {file}"
+            return (
+                f"It builds nothing, and Convox v3 reads convox.yml. If you mean it, add: -m {file}"
+            )
         return ""
 
     def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
@@ -231,18 +234,21 @@ class Deploy:
                 warn(problem)
             return {}
         if missing := self.manifest.required - environment.keys():
-            fix = f"Set them with {self.convox.to_type('env set')} NAME=VALUE."
-            raise DeployError(f"The app has no value for {', '.join(sorted(missing))}. {fix}")
+            fix = f"To set them: {self.convox.to_type('env set', ' NAME=VALUE')}."
+            problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
+            if not (self.has_before_build and self.step_name == "preflight"):
+                raise DeployError(problem)
+            warn(problem)  # the hook may set them
         return environment
 
     def check_git(self) -> None:
-        makes_tags = any(self.manifest.repositories) and not self.settings.tag
+        may_have_tags = self.has_before_build or any(self.manifest.repositories)
         try:
             self.commit = read_commit()
         except CommandFailed as failure:
-            if self.settings.builds_images and (makes_tags or self.has_before_build):
+            if self.settings.builds_images and may_have_tags and not self.settings.tag:
                 raise
-            warn(str(failure))
+            warn(failure.summary)
 
     def check_convox(self) -> None:
         self.note_running(self.convox.check())
@@ -253,8 +259,10 @@ class Deploy:
         """Remember what is running: the release to go back to. Raise DeployError."""
         if app.status == "failed":
             raise DeployError(f"{self.settings.app} is failed: {FAILED_FOR_GOOD}")
+        self.running_now = f"unknown (status: {app.status})"
         if app.status == "running":
             self.result.running_before = self.result.running = app.release
+            self.running_now = app.release or "nothing"
 
     def check_release(self, release: str) -> None:
         """Raise DeployError if a release does not exist, or if no rack would promote it now."""
@@ -270,12 +278,12 @@ class Deploy:
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
-        settings, commit, running = self.settings, self.commit, self.result.running_before
+        settings, commit = self.settings, self.commit
         doing = "Rolling back" if settings.rollback else "Deploying"
         what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
         echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
-        echo(f"Running now: {running or 'nothing'}")
+        echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             echo(f"Manifest: {settings.file}{self.manifest.summary}")
             for warning in self.manifest.warnings + self.docker.warnings(self.images):
@@ -391,8 +399,10 @@ class Deploy:
             files = {name: self.manifest.with_tags()}
             if shell.dry_run:
                 old, new = self.manifest.text.splitlines(), files[name].splitlines()
-                diff = difflib.unified_diff(old, new, name, f"{name} as uploaded", lineterm="")
-                echo("\n".join(diff))
+                for line in difflib.unified_diff(
+                    old, new, name, f"{name} as uploaded", lineterm=""
+                ):
+                    echo(line)
             own = [image for image in self.images if not image.is_in_a_registry]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
             title = self.commit.title or self.settings.app
@@ -448,7 +458,7 @@ class Deploy:
                     shell.pause(POLL_SECONDS, "waiting for what the rack reports")
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
-            if app != (self.result.release, "running"):
+            if not app.release or app != (self.result.release, "running"):
                 raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
@@ -465,11 +475,15 @@ class Deploy:
         before, release = self.result.running_before, self.result.release or "the new release"
         if app.status == "failed":
             return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
+        if app.release != before and not self.result.release:
+            return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
         if app.release != before:
-            return f"Somebody else promoted {app.release or 'nothing'}."
+            known = "Somebody else promoted" if self.result.release else "The rack runs"
+            return f"{known} {app.release or 'nothing'}."
         if failure and "Waiting for app to be ready... ERROR" in failure.output:
             return f"The update that it waited for was rolled back. {release} was never requested."
-        if failure and not self.convox.was_busy:
+        was_refused = failure and "is currently updating" in failure.output
+        if was_refused or (failure and not self.convox.was_busy):
             return f"The rack did not promote {release}."
         why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
         return "\n".join([why, *self.convox.unhealthy.values()])
@@ -567,8 +581,9 @@ def run_deploy(settings: Settings) -> int:
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
         result.error = redact(str(error))
-        if isinstance(error, Stopped) and deploy.step_name == "preflight":
-            result.error = redact("\n".join([str(error), *deploy.problems]))
+        if isinstance(error, Stopped):
+            reasons = [*deploy.problems, *deploy.convox.unhealthy.values()]
+            result.error = redact("\n".join([str(error), *reasons]))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
@@ -610,7 +625,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
     if result.promote_requested:
-        return state_after_promote(deploy)
+        return state_after_promote(deploy, isinstance(error, Stopped))
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
@@ -624,7 +639,7 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     return f"Nothing was released or promoted.{was}"
 
 
-def state_after_promote(deploy: Deploy) -> str:
+def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
     again = f"To try again, {same_command('release', result.release)}."
@@ -636,11 +651,15 @@ def state_after_promote(deploy: Deploy) -> str:
     app = App(result.running, "running") if result.running else ask_once_more(convox)
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
-    if app.status == "running":
+    if app.status == "running" and (app.release != result.running_before or not is_stopped):
         result.running = app.release
-        again = again if app.release == result.running_before else "Deploy again."
+        if app.release == result.release:
+            again = ""
+        elif app.release != result.running_before and not old:
+            again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
-    if app.status == "updating" and (old or app.release in (result.release, before)):
+    ours = (result.release or app.release, result.running_before)  # v2 reports the old one
+    if app.status == "updating" and app.release in ours:
         return (
             f"The promote is still in progress; {before} was running before it.{copy}\n"
             f"To cancel it: {convox.to_type('apps cancel')}."
@@ -1046,22 +1065,28 @@ IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command and its output decides.
 DOCKER_ADVICE = {
-    "permission denied while": "Your user is not allowed to use Docker."
+    "permission denied while trying": "Your user is not allowed to use Docker."
     " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    "client version .* is too": "The docker client does not fit the engine."
+    r"client version \S+ is too": "The docker client does not fit the engine."
     " Unset DOCKER_API_VERSION, or install a newer client.",
-    "^`docker version.*(tcp://|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
+    "^`docker version.*(tcp|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
     " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
-    "^`docker version": "Start Docker Desktop, or run `sudo systemctl start docker`.",
+    "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
     "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
     ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "not implemented": "A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.",
+    "out: `not implemented": "A credential helper logs docker in to this"
+    " registry: set SKIP_ECR_AUTH=1.",
     "credentials - err": "docker cannot use its store of credentials."
     ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
-    "^`docker login": "Check that docker can reach the registry, and this machine's clock.",
+    r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
+    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
+    "^`docker login.*daemon": "Check that docker can reach the registry, and this machine's clock.",
     "^`docker build.*(pull access denied|failed to resolve source|no basic auth)": "To pull a base"
     " image, log docker in to its registry in deploy/before_build.sh.",
+    "^`docker (build|login)": "",  # what is below is about pushes
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
+    "maximum allowed number": "ECR's limit of images is reached. Delete old ones, or give the"
+    " repository a lifecycle policy.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
     "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
@@ -1071,8 +1096,6 @@ DOCKER_ADVICE = {
     r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)": "You are not allowed to push"
     " to this repository, or docker's login has expired."
     " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
-    "x509: ": "Docker does not trust the registry's certificate."
-    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
 }
 
 
@@ -1200,7 +1223,7 @@ class Docker:
         """
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=service)
-        has_failed = False
+        has_failed = has_created = False
         while True:
             try:
                 return self.push_once(reference, service)
@@ -1208,12 +1231,13 @@ class Docker:
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
                     echo(f"{reference} is already in the registry.")
                     return None
-                if Ecr.create_missing(reference, failure):
+                if not has_created and Ecr.create_missing(reference, failure):
+                    has_created = True
                     continue
                 cannot_succeed = failure.status is None or failure.advice
                 if has_failed or cannot_succeed:
                     raise
-                warn(f"{failure}\nTrying once more in {PUSH_PAUSE} s.")
+                warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
             shell.pause(PUSH_PAUSE)
 
@@ -1257,7 +1281,8 @@ AWS_ADVICE = {
     "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
     r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
     " Check the region in the image's name, and the network or proxy.",
-    "": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
+    "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
+    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
     " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
 }
 
@@ -1323,14 +1348,17 @@ REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permit
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "exec format error|no matching manifest|no match for platform|not published for": "The image"
+    "not published for": "The rack has nodes of two architectures. Build the image for both:"
+    " `-- --platform linux/amd64,linux/arm64`.",
+    "exec format error|no matching manifest|no match for platform": "The image"
     " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
+    r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
     "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
     " or unset CONVOX_ENV_DROP_GUARD.",
     "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
     "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
     " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "^(ERROR: )?[^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
+    "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
     " image, add the registry's credentials with `convox registries add`.",
     # from docker on this machine, with --external
     "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
@@ -1345,9 +1373,10 @@ CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
     "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
     "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "deploy key": "A deploy key without a role can neither push images to the rack's registry nor"
-    " read the environment nor roll back. Give it the roles Rack Read and App Write, use a login,"
-    " or push the images to a registry of your own (`image:` with the tag TAG).",
+    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
+    " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
+    " Write, use a login, or push the images to a registry of your own (`image:` with the tag"
+    " TAG).",
     "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
     " app. Give it the role Rack Read.",
     UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
@@ -1434,18 +1463,20 @@ class Convox:
     def wait(self) -> list[str]:
         return [] if self.is_v3 else ["--wait"]  # v3 always waits
 
-    def to_type(self, command: str) -> str:
+    def to_type(self, command: str, more: str = "") -> str:
         """Return a command for the user to type."""
-        return f"`convox {command} {shlex.join(self.target)}`"
+        return f"`convox {command} {shlex.join(self.target)}{more}`"
 
     def check(self) -> App:
         """Return what is running. Raise DeployError."""
         build_help = shell.capture("convox build --help", _err_to_out=True)
-        if not {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}:
+        promote_help = shell.capture("convox releases promote --help")
+        is_new = {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}
+        if not is_new or "--app" not in promote_help:
             fix = "Install the current v2 CLI, which reaches older racks, too, or v3."
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
         self.has_external = "--external" in build_help
-        self.is_v3 = "--wait" not in shell.capture("convox releases promote --help")
+        self.is_v3 = "--wait" not in promote_help
         self.rack.settle()
         return self.read_app()
 
@@ -1528,7 +1559,7 @@ class Convox:
         except CommandFailed as failure:
             if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
                 raise
-            warn(f"{failure}\nNothing was released. Trying once more in {PUSH_PAUSE} s.")
+            warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             shell.pause(PUSH_PAUSE)
             output = shell.stream(*build, only="err", _env=variables)
         return release_id(output, "`convox build`")
@@ -1571,7 +1602,7 @@ class Convox:
         finally:
             ended.set()
             while watcher.is_alive():  # TERM would stop the deploy
-                shell.signal_all(SIGKILL, "`convox deploy-debug`")
+                shell.signal_all(SIGKILL)  # what it runs; nothing else does now
                 watcher.join(0.05)
 
     def print_unhealthy(self, ended: threading.Event) -> None:
@@ -1580,11 +1611,15 @@ class Convox:
         options = ["--lines", str(LOG_LINES), "--no-events", "--app", self.app]
         with suppress(Exception):
             while not ended.wait(pause):
+                age = time.monotonic() - started  # before it asks: logs take their time
                 answer = json.loads(self.ask("convox deploy-debug --output json", *options))
-                age = time.monotonic() - started
-                for pod in answer.get("pods") or []:
-                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age:
-                        self.note_unhealthy(pod)
+                pods = {
+                    pod["service"]: pod
+                    for pod in answer.get("pods") or []
+                    if pod["classification"] == "unhealthy" and pod["ageSeconds"] < age
+                }
+                for pod in pods.values():  # one for each service
+                    self.note_unhealthy(pod)
                 pause = next_pause
 
     def note_unhealthy(self, pod: dict[str, Any]) -> None:
@@ -1597,7 +1632,8 @@ class Convox:
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
-        self.unhealthy[service] = LOG_INDENT.join([state, *log])
+        if log or service not in self.unhealthy:  # it is empty just after a restart
+            self.unhealthy[service] = LOG_INDENT.join([state, *log])
 
 
 def release_id(output: str, name: str) -> str:
@@ -1786,6 +1822,10 @@ class CommandFailed(DeployError):
         text = f"{name}\n{output}"
         found = (table[each] for each in table if re.search(each, text, re.M | re.S))
         self.advice = next(found, "")
+
+    @property
+    def summary(self) -> str:
+        return f"{self.name} failed: {self.output.splitlines()[-1]}"
 
     def __str__(self) -> str:
         if self.status is None:
@@ -1989,10 +2029,9 @@ class Shell:
             self.deadline = time.monotonic() + GRACE_SECONDS
             self.signal_all(SIGTERM)
 
-    def signal_all(self, signum: int, name: str = "") -> None:
-        for group, running in list(self.running.items()):
-            if running.startswith(name):
-                kill_group(group, signum)
+    def signal_all(self, signum: int) -> None:
+        for group in list(self.running):
+            kill_group(group, signum)
 
     def what_is_running(self) -> str:
         names = ", ".join([*self.running.values(), *self.starting])
@@ -2093,6 +2132,7 @@ OURS = re.compile(
     "--(app|rack|skip-ecr-login|timeout|result|from|description|cache-from-running|parallel|dry-run"
     "|no-promote|release|rollback)(=.*)?"
 )
+OUTPUTS = re.compile("--push(=true)?|(--output|-o).*")  # other than into docker
 
 
 @dataclass
@@ -2147,6 +2187,8 @@ class Settings:
             )
         for ours in filter(OURS.fullmatch, args):
             yield f"Put {ours} before --."
+        for output in filter(OUTPUTS.fullmatch, args):
+            yield f"Remove {output} after --. The next steps need the image in docker."
         paths = [os.path.realpath(path) for path in (self.images_from, self.result) if path]
         if len(paths) == 2 and paths[0] == paths[1]:
             yield "--from and --result name the same file. Use two files."

@@ -6,7 +6,7 @@
 # Environment variables, in addition to those of after_build.sh:
 #   RELEASE_ID   the release that is built but not live yet
 #
-# With --release or --from, no image is built and DOCKER_TAG is not set.
+# With --release or --from, no image is built and DOCKER_TAG is not set. With --rollback, no hook runs.
 #
-# Example:
-#   convox run --app "$APP_NAME" --release "$RELEASE_ID" web rake db:migrate
+# For a migration, start from examples/deploy/before_release.sh of convox-deploy: `convox run` may exit 0 although the
+# connection was lost.

@@ -25,7 +25,9 @@ EXAMPLES = ROOT / "examples"
 WORKFLOW: dict[Any, Any] = yaml.safe_load((EXAMPLES / "github-actions.yml").read_text())
 [JOB] = WORKFLOW["jobs"].values()
 STEPS: list[dict[str, Any]] = JOB["steps"]
-[GITLAB_JOB] = yaml.safe_load((EXAMPLES / "gitlab-ci.yml").read_text()).values()
+GITLAB: dict[str, Any] = yaml.safe_load((EXAMPLES / "gitlab-ci.yml").read_text())
+GITLAB_JOB = GITLAB["deploy"]
+WAYS_TO_DEPLOY = ["DEPLOY_RELEASE", "DEPLOY_ROLLBACK"]  # the parameters of each example
 JENKINSFILES = ["Jenkinsfile", "Jenkinsfile.approval"]
 MANIFESTS = [
     *(EXAMPLES / name for name in ("convox.yml", "docker-compose.yml")),
@@ -147,7 +149,9 @@ def test_actionlint_finds_nothing_in_the_workflow() -> None:
 
 def test_the_workflow_has_the_expected_shape() -> None:
     assert WORKFLOW[True]["push"] == {"branches": ["main"]}  # on:
-    assert [*WORKFLOW[True]["workflow_dispatch"]["inputs"]] == ["release"]
+    assert [*WORKFLOW[True]["workflow_dispatch"]["inputs"]] == WAYS_TO_DEPLOY
+    for name in WAYS_TO_DEPLOY:
+        assert JOB["env"][name] == f"${{{{ inputs.{name} }}}}"
     assert WORKFLOW["permissions"] == {}
     assert WORKFLOW["concurrency"] == {"group": "production", "cancel-in-progress": False}
     assert JOB["permissions"] == {"contents": "read"}
@@ -172,10 +176,11 @@ def test_the_settings_of_the_examples_exist() -> None:
             variables = parameter.envvar
             known |= {*([variables] if isinstance(variables, str) else variables)}
     [deploy] = [step for step in STEPS if step.get("name") == "Deploy"]
-    used = {*JOB["env"], *deploy["env"], *GITLAB_JOB["variables"]} - {"GIT_DEPTH"}
+    used = {*JOB["env"], *deploy["env"], *GITLAB["variables"], *GITLAB_JOB["variables"]}
+    used |= parameters().keys()
     for name in JENKINSFILES:
         used |= environment_of(name).keys()
-    assert used <= known
+    assert used - {"GIT_DEPTH"} <= known
 
 
 @needs_act
@@ -194,11 +199,20 @@ def test_the_workflow_deploys(machine: World) -> None:
 
 @needs_act
 def test_the_workflow_promotes_a_release_that_is_already_built(machine: World) -> None:
-    log = Run(machine, "workflow_dispatch", "--input=release=RABCDEFGHIJ").log()
+    log = Run(machine, "workflow_dispatch", "--input=DEPLOY_RELEASE=RABCDEFGHIJ").log()
     assert "Job succeeded" in log, log
     assert machine.running == "RABCDEFGHIJ"
     assert "outputs: RABCDEFGHIJ RABCDEFGHIJ succeeded" in log
     assert not machine.commands("docker")
+
+
+@needs_act
+def test_the_workflow_rolls_back(machine: World) -> None:
+    log = Run(machine, "workflow_dispatch", "--input=DEPLOY_ROLLBACK=RABCDEFGHIJ").log()
+    assert "Job succeeded" in log, log
+    assert machine.commands("convox releases rollback")[0].endswith(" RABCDEFGHIJ")
+    assert f"outputs: {machine.running} {machine.running} succeeded" in log
+    assert machine.running not in ("ROLDRELEASE", "RABCDEFGHIJ")
 
 
 @needs_act
@@ -247,8 +261,10 @@ def parent_of(pid: int) -> int:
 def test_the_gitlab_job_deploys(machine: World) -> None:
     assert GITLAB_JOB["artifacts"] == {"when": "always", "paths": ["deploy.json"]}
     assert GITLAB_JOB["environment"] and GITLAB_JOB["resource_group"]
+    assert [*GITLAB["variables"]] == WAYS_TO_DEPLOY
+    form = {name: field["value"] for name, field in GITLAB["variables"].items()}
     for line in GITLAB_JOB["script"]:
-        done = run_script(machine, ["/bin/bash", "-ec"], line, **GITLAB_JOB["variables"])
+        done = run_script(machine, ["/bin/bash", "-ec"], line, **form, **GITLAB_JOB["variables"])
         assert done.returncode == 0, done.stderr
     assert machine.commands("convox releases promote --app your-app")
     assert json.loads((machine.app / "deploy.json").read_text())["status"] == "succeeded"
@@ -308,32 +324,55 @@ def test_every_deploy_in_a_jenkinsfile_starts_without_an_earlier_result() -> Non
         assert step.split("\n")[1].strip() == "rm -f deploy.json"
 
 
-@pytest.mark.parametrize("release", ["", "RABCDEFGHIJ"])
-@pytest.mark.parametrize("promote", ["true", "false"])
+def parameters() -> dict[str, str]:
+    """Return the variables by which Jenkins exports the parameters of a build that is started without any."""
+    text = (EXAMPLES / "Jenkinsfile").read_text()
+    [block] = re.findall(r"\n  parameters \{\n(.*?)\n  \}", text, re.DOTALL)
+    return {
+        name: default.strip("'")
+        for name, default in re.findall(r"name: '(\w+)', defaultValue: ('.*?'|\w+)", block)
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "release", "promotes"),
+    [
+        ({}, "RNEWRELEASE", "convox releases promote --app your-app --wait RNEWRELEASE"),
+        ({"DEPLOY_NO_PROMOTE": "true"}, "RNEWRELEASE", ""),
+        (
+            {"DEPLOY_RELEASE": "RABCDEFGHIJ", "DEPLOY_NO_PROMOTE": "true"},
+            "RABCDEFGHIJ",
+            "convox releases promote --app your-app --wait RABCDEFGHIJ",
+        ),
+        (
+            {"DEPLOY_ROLLBACK": "RABCDEFGHIJ"},
+            "RCOPYRELEAS",
+            "convox releases rollback --app your-app --wait --id RABCDEFGHIJ",
+        ),
+    ],
+)
 def test_the_jenkinsfile_deploys_and_describes_the_build(
-    machine: World, promote: str, release: str
+    machine: World, given: dict[str, str], release: str, promotes: str
 ) -> None:
     machine.write("deploy.json", STALE)
     remove, deploy, describe = shell_steps("Jenkinsfile")
-    env = {"RELEASE": release, "PROMOTE": promote}
+    env = {**parameters(), **given}
+    assert [*env] == [*WAYS_TO_DEPLOY, "DEPLOY_NO_PROMOTE"]
     assert jenkins(machine, "Jenkinsfile", remove).returncode == 0
     assert not (machine.app / "deploy.json").exists()
-    contradictory = bool(release) and promote == "false"
     done = jenkins(machine, "Jenkinsfile", deploy, **env)
-    assert done.returncode == (2 if contradictory else 0), done.stderr
-    if contradictory:
-        assert not (machine.app / "deploy.json").exists()
-        return
-    description = f"{release or 'RNEWRELEASE'} succeeded"
-    assert jenkins(machine, "Jenkinsfile", describe, **env).stdout == f"{description}\n"
-    assert bool(machine.commands("convox releases promote --app")) == (promote == "true")
+    assert done.returncode == 0, done.stderr
+    assert jenkins(machine, "Jenkinsfile", describe, **env).stdout == f"{release} succeeded\n"
+    promoted = machine.commands("convox releases promote --app", "convox releases rollback")
+    assert promoted == ([promotes] if promotes else [])
+    assert bool(machine.commands("docker build")) == (release == "RNEWRELEASE")
     assert "secret" not in done.stdout + done.stderr
 
 
 def test_the_jenkinsfile_describes_a_failure(machine: World) -> None:
     machine.rules["docker push"] = {"status": 1, "err": "denied\n"}
     _, deploy, describe = shell_steps("Jenkinsfile")
-    assert jenkins(machine, "Jenkinsfile", deploy, PROMOTE="true").returncode == 1
+    assert jenkins(machine, "Jenkinsfile", deploy, **parameters()).returncode == 1
     assert jenkins(machine, "Jenkinsfile", describe).stdout == "no release failed\n"
 
 
@@ -382,10 +421,10 @@ def test_the_approved_release_is_promoted_with_the_commit_it_was_built_from(
     assert done.returncode == 0, done.stderr
     env = {
         "COMMIT": jenkins(machine, name, read_commit).stdout.strip(),
-        "RELEASE": jenkins(machine, name, read_release).stdout.strip(),
+        "DEPLOY_RELEASE": jenkins(machine, name, read_release).stdout.strip(),
         "WORKSPACE": str(second_agent),
     }
-    assert env["RELEASE"] == "RNEWRELEASE" and machine.running == "ROLDRELEASE"
+    assert env["DEPLOY_RELEASE"] == "RNEWRELEASE" and machine.running == "ROLDRELEASE"
     assert git(second_agent, "rev-parse", "HEAD") != env["COMMIT"]
 
     for script in (checkout, promote):
@@ -453,6 +492,7 @@ def test_the_rails_hooks_run(world: World) -> None:
     world.add_git()
     world.rules["docker image inspect --format {{json"] = {"out": '["bundle", "exec", "puma"]\n'}
     world.rules["docker create"] = {"out": "a-container\n"}
+    world.rules["convox run"] = {"out": "== AddIndex: migrated\nMIGRATED-RNEWRELEASE\n"}
     ran = world.deploy(env={"PATH": f"{world.bin}:{os.environ['PATH']}"})
     assert ran.status == 0, ran.text
     assert (world.app / "REVISION").read_text() == git(world.app, "rev-parse", "HEAD") + "\n"
@@ -463,6 +503,30 @@ def test_the_rails_hooks_run(world: World) -> None:
         f'docker commit --change CMD ["bundle", "exec", "puma"] a-container {local}',
         "docker rm --force a-container",
     ]
-    migrate = "convox run --app shop --release RNEWRELEASE web bundle exec rake db:migrate"
-    lines = world.commands("convox run", "convox releases promote --app")
-    assert lines[0] == migrate and len(lines) == 2
+    migrate = "sh -c 'bundle exec rake db:migrate && echo MIGRATED-RNEWRELEASE'"
+    words = ["convox", "run", "--app", "shop", "--release", "RNEWRELEASE", "web", migrate]
+    assert world.call("convox run").argv == words
+    assert len(world.commands("convox releases promote --app")) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "succeeds"),
+    [
+        ({"out": "== AddIndex: migrating\n"}, False),  # the connection is lost, and nobody says so
+        ({"out": "== AddIndex: migrating\n", "status": 1}, False),
+        ({"out": "MIGRATED-RNEWRELEASE\n", "status": 1}, False),
+        ({"out": "+ echo MIGRATED-RNEWRELEASE\n"}, False),  # the command, and not what it prints
+        ({"out": "== AddIndex: migrated\r\nMIGRATED-RNEWRELEASE\r\n"}, True),  # by a terminal
+    ],
+)
+def test_a_migration_counts_only_if_its_end_is_seen(
+    world: World, rule: Any, succeeds: bool
+) -> None:
+    hook = (EXAMPLES / "deploy" / "before_release.sh").read_text()
+    world.write("deploy/before_release.sh", hook, 0o755)
+    world.rules["convox run"] = rule
+    ran = world.deploy(env={"PATH": f"{world.bin}:{os.environ['PATH']}"})
+    assert ran.status == (0 if succeeds else 1), ran.text
+    assert "== AddIndex" in ran.text or "MIGRATED" in ran.text  # what it prints is shown
+    assert bool(world.commands("convox releases promote --app")) == succeeds
+    assert world.nothing_is_left()
