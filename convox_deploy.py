@@ -240,6 +240,7 @@ class Deploy:
             if not (self.has_before_build and self.step_name == "preflight"):
                 raise DeployError(problem)
             warn(problem)  # the hook may set them
+            del self.convox.environment
         return environment
 
     def check_git(self) -> None:
@@ -516,9 +517,9 @@ def shebang_problem(path: Path) -> str:
         line = file.readline(1000)
     if line.endswith(b"\r\n"):
         return f"has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}"
-    words = line.decode(errors="replace").split()
+    words = re.findall(r"(?<!\S)[^\s=-][^\s=]*(?!\S)", line[2:].decode(errors="replace"))
     if line.startswith(b"#!") and words:
-        program = words[1] if words[0].endswith("/env") and words[1:] else words[0][2:]
+        program = words[1] if words[0].endswith("/env") and words[1:] else words[0]
         return "" if shutil.which(program) else f"needs {program}, which is not installed here."
     return "" if b"\0" in line else "must start with a line such as #!/bin/sh."
 
@@ -720,7 +721,7 @@ def read_result(path: str) -> Any:
 def images_of_result(path: str) -> list[dict[str, Any]]:
     """Return the images of an earlier deploy. Raise DeployError."""
     with suppress(OSError, LookupError, TypeError):
-        result = read_result(path)
+        result: Any = os.path.isfile(path) and read_result(path)  # a pipe might never end
         images = [{**image, "services": list(image["services"])} for image in result["images"]]
         if result["status"] == "succeeded" and images:
             return images
@@ -825,9 +826,10 @@ class Manifest:
         try:
             text = Path(path).read_bytes().decode()  # keep CRLF line endings
             top = top_level(text, Loader if is_compose else ConvoxLoader)
+            required = set[str]() if is_compose else required_variables(top)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
-        manifest, problems = cls(text, is_v1="services" not in top), list[str]()
+        manifest, problems = cls(text, is_v1="services" not in top, required=required), list[str]()
         for name, keys in services_in(top).items():
             try:
                 manifest.add(name, keys, is_compose)
@@ -840,8 +842,6 @@ class Manifest:
             problems.append(f"{path}: there is nothing to build: {found}. Add {fix}")
         if problems:
             raise DeployError(*problems)
-        if not is_compose:
-            manifest.required = required_variables(top)
         return manifest
 
     def add(self, name: str, keys: dict[str, Any], is_compose: bool) -> None:
@@ -930,6 +930,7 @@ def merged(keys: Any) -> set[str]:
 
 def required_variables(top: dict[str, Any]) -> set[str]:
     """Return the variables in the lists `environment:` that have no default."""
+    check_environment(top)
     lists = [keys.get("environment") for keys in [top, *services_in(top).values()]]
     names = {str(name) for each in lists if isinstance(each, list) for name in each}
     return {name for name in names if "=" not in name and name != "*"}
@@ -988,8 +989,8 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
         raise ValueError("Convox ignores merge keys (<<). Write out what they bring.")
     if not is_compose and not re.fullmatch("[a-z][a-z0-9-]*", name):
         raise ValueError("Convox allows only lowercase letters, digits and dashes in its name.")
-    if not is_compose and isinstance(keys.get("environment"), dict):
-        raise ValueError("environment must be a list, with lines such as `- NAME=value`.")
+    if not is_compose:
+        check_environment(keys)
     if image is None and is_compose:
         raise ValueError(
             f"a Compose file needs an image here. Add this line: image: {EXAMPLE_IMAGE}"
@@ -1010,6 +1011,11 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
         raise ValueError(f"{problem} {fix}")
     names = COMPOSE_KEYS if is_compose else CONVOX_KEYS
     return Service(name, read_build(keys, names), match[1], offset + 1)
+
+
+def check_environment(keys: dict[str, Any]) -> None:
+    if not isinstance(keys.get("environment") or [], list):
+        raise ValueError("environment must be a list, with lines such as `- NAME=value`.")
 
 
 def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
@@ -1347,7 +1353,10 @@ TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 
 SETTLED = ("running", "failed")
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
-UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
+UNREACHABLE = (  # docker's own push says `unexpected EOF` alone
+    r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |(?<!\nunexpected )EOF|: 50\d)"
+    r"[^\n]*\Z"
+)
 CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
     "not published for": "The rack has nodes of two architectures. Build the image for both:"
     " `-- --platform linux/amd64,linux/arm64`.",
@@ -1533,7 +1542,7 @@ class Convox:
         try:
             newest = self.get("/releases", lambda releases: dict(releases[0]))
             if newest.get("id") not in (None, release):
-                return f"{newest['id']} ({newest.get('description') or 'no description'})"
+                return clean(f"{newest['id']} ({newest.get('description') or 'no description'})")
         except CommandFailed as failure:
             self.is_restricted = bool(re.search(REFUSED, failure.output))
         return ""
@@ -1803,7 +1812,7 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
     color = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
     text = redact(text)
     if IN_GITHUB:  # which would run text from elsewhere as commands
-        text = re.sub(r"(?m)^(\s*)::", r"\1: :", text).replace("##[", "## [")
+        text = re.sub(r"(?<![^\r\n])(\s*)::", r"\1: :", text).replace("##[", "## [")
     click.echo(click.style(text, **style) if style else text, err=err, color=color)
     shell.heard = time.monotonic()
 
@@ -1827,7 +1836,8 @@ class CommandFailed(DeployError):
 
     @property
     def summary(self) -> str:
-        return f"{self.name} failed: {self.output.splitlines()[-1]}"
+        last = self.output.splitlines()[-1]
+        return f"{self.name} failed: {last}" if self.name else last
 
     def __str__(self) -> str:
         if self.status is None:

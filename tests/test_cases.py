@@ -7,11 +7,12 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ECR, IMAGE_ID, REAL_GIT, ROOT, SHORT_ID, Ran, World, ended
+from conftest import ECR, IMAGE_ID, REAL_GIT, ROOT, SHORT_ID, Ran, World, ended, has_ended
 
 BUILD, EXTERNAL, PROMOTE = (
     "docker build --tag",
@@ -192,7 +193,6 @@ def test_docker_never_follows_the_apps_values(world: World, name: str, default: 
     refused(world, world.deploy(env=env), f"ARG {name}: ", f"`-- --build-arg {name}=VALUE`")
     succeeded(world.deploy("--", "--build-arg", f"{name}=mine", env=env))
     assert world.call(BUILD).env.get(name) == world.env.get(name)
-    assert name not in world.env or "of-the-app" not in str(world.call(BUILD).env)
 
 
 @pytest.mark.parametrize("name", ["DOCKER_HOST", "HTTPS_PROXY"])
@@ -342,7 +342,7 @@ def test_an_output_that_cannot_work_is_refused_before_the_build(
 def test_the_image_id_of_podman_has_no_prefix(world: World) -> None:
     with_tag(world)
     succeeded(world.deploy(env={"STANDIN_IMAGE_ID": IMAGE_ID.partition(":")[2]}))
-    assert world.call("docker push").line.endswith(f"-{SHORT_ID}")
+    assert world.commands("docker push")[0].endswith(f"-{SHORT_ID}")
 
 
 # --- 5: build arguments of several images ---------------------------------------------
@@ -537,7 +537,7 @@ def test_services_at_the_top_level_are_an_error_with_v3(world: World) -> None:
     succeeded(world.deploy(*named, env={"CONVOX_STANDIN_CLI": "v2"}))
 
 
-@pytest.mark.parametrize("text", ["", "services:\n", "services: []\n", "resources: {}\n"])
+@pytest.mark.parametrize("text", ["", "services:\n", "services: []\n", "services: {}\n"])
 def test_a_manifest_without_services_is_an_error(world: World, text: str) -> None:
     (world.app / "Dockerfile").unlink()
     world.write("convox.yml", text)
@@ -590,7 +590,9 @@ def test_a_variable_that_the_app_lacks_is_found_in_preflight(
     if "build" not in services:
         (world.app / "Dockerfile").unlink()
     ran = world.deploy(*args, env={"STANDIN_APP_ENV": "KEY=x"})
-    refused(world, ran, "The app has no value for NEEDED. Set ", "`convox env set --app shop`")
+    refused(
+        world, ran, "The app has no value for NEEDED. ", "`convox env set --app shop NAME=VALUE`"
+    )
     world.env["STANDIN_APP_ENV"] = "KEY=x\nNEEDED="
     succeeded(world.deploy(*args))
 
@@ -623,17 +625,22 @@ def test_an_app_that_builds_nothing_is_deployed(world: World, cli: str) -> None:
     write(world, "{db: {image: 'postgres:16'}, web: {image: 'r.io/shop:1.2'}}")
     (world.app / "Dockerfile").unlink()
     world.add_hooks()
-    for program in ("docker", "aws"):
-        (world.bin / program).unlink()
     ran = succeeded(world.deploy(env={"CONVOX_STANDIN_CLI": cli}))
     assert "builds nothing" in ran.out and "images from elsewhere: 2" in ran.out
     assert [call.argv[0] for call in world.calls if "_" in call.argv[0]] == [
-        *("before_build.sh", "after_build.sh", "before_release.sh"),
+        *("before_build", "after_build", "before_release"),
     ]
     assert "\nVerified: " in ran.out and world.running == "RNEWRELEASE"
     assert world.call("convox build --app").upload == {
         "convox.yml": (world.app / "convox.yml").read_text()
     }
+
+
+def test_an_app_that_builds_nothing_needs_neither_docker_nor_aws(world: World) -> None:
+    write(world, "{db: {image: 'postgres:16'}}")
+    for path in (world.app / "Dockerfile", world.bin / "docker", world.bin / "aws"):
+        path.unlink()
+    succeeded(world.deploy())
 
 
 @pytest.mark.parametrize("tag", ["$TAG", "${TAG}", "tag", "${TAG:-latest}"])
@@ -783,7 +790,7 @@ echo 1 >version
     head = subprocess.check_output(words, cwd=world.app, text=True).strip()
     assert world.call("after_build").env["GIT_HASH"] == head
     assert "Version 1" in world.call("after_build").env["GIT_DESCRIPTION"]
-    assert f":{head[:7]}-{SHORT_ID}" in world.call("docker push").line
+    assert f":{head[:7]}-{SHORT_ID}" in world.commands("docker push")[0]
 
 
 @pytest.mark.parametrize(
@@ -824,7 +831,7 @@ def test_a_submodule_that_is_not_checked_out_is_a_warning(world: World) -> None:
     git(world, "-c", "protocol.file.allow=always", "submodule", "add", "--quiet", str(sub), "lib")
     git(world, "commit", "--quiet", "--all", "--message", "lib")
     world.env["PATH"] += ":/usr/bin:/bin"  # git's submodule command is a script
-    assert "submodule" not in succeeded(world.deploy()).out
+    assert "A submodule" not in succeeded(world.deploy()).out
     git(world, "submodule", "deinit", "--force", "lib")
     ran = succeeded(world.deploy())
     assert ran.out.count("\nwarning: A submodule is not checked out. Run: git submodule ") == 1
@@ -865,6 +872,8 @@ def test_a_problem_is_shown_even_if_another_check_hangs(world: World, how: signa
     process = world.start(*args)
     world.await_hanging()
     if not args:
+        assert has_ended(int(world.call("convox api get").pid))
+        time.sleep(0.5)  # the tool notes it
         process.send_signal(how)
     ran = ended(process)
     assert ran.status == (124 if args else 128 + how)
@@ -944,7 +953,6 @@ def test_control_characters_of_the_rack_are_cleaned(world: World, description: s
     [
         ("https://convox:secret-word@Rack.Example.com/", "rack.example.com", True),
         ("https://convox:secret-word@rack.example.com", "RACK.example.com", True),
-        ("https://convox:secret-word@rack.example.com:443", "rack.example.com", True),
         ("https://convox:secret-word@rack.example.com:8443/path", "rack.example.com:8443", True),
         ("https://convox:secret-word@other.example.com", "rack.example.com", False),
         ("https://convox:secret-word@rack.example.com:8443", "rack.example.com", False),
