@@ -1092,7 +1092,7 @@ DOCKER_ADVICE = {
     " image, log docker in to its registry in deploy/before_build.sh.",
     "^`docker (build|login)": "",  # what is below is about pushes
     "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
-    "maximum allowed number": "ECR's limit of images is reached. Delete old ones, or give the"
+    "maximum allowed number": "ECR's limit is reached. Delete old images or tags, or give the"
     " repository a lifecycle policy.",
     IMMUTABLE: "This tag already exists and the repository's tags are immutable."
     " Unset IMAGE_TAG or choose a new tag.",
