@@ -198,6 +198,18 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
     # docker push
     (
         PUSH,
+        "denied: Adding tag '5.1.0-alpha.26169636251' to an image in the repository with name 'shop' in registry with id"
+        " '123456789012' exceeds the maximum allowed number of tags per image which is '1000'",
+        "Delete old images or tags",
+    ),
+    (
+        PUSH,
+        "denied: The repository with name 'shop' in registry with id '123456789012' already has the maximum allowed"
+        " number of images which is '100000'",
+        "lifecycle policy",
+    ),
+    (
+        PUSH,
         "denied: Your authorization token has expired. Reauthenticate and try again.",
         "docker logout https://",
     ),
@@ -241,7 +253,7 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
         "ERROR: an image in this build is not published for the requested build architectures (amd64,arm64): set the"
         " BuildArch app parameter to an architecture the image supports (convox apps params set BuildArch=amd64 -a"
         " my-app) or use multi-arch images",
-        "The image is not for the rack's architecture.",
+        "-- --platform linux/amd64,linux/arm64",
     ),
     (
         RELEASE,
