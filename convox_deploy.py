@@ -1787,7 +1787,8 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
 def learn_url_password(url: str) -> None:
     """Redact what is before the last @, and each part of it, but not the usual user."""
     login = url.rpartition("@")[0].removeprefix("https://")
-    for part in {login, *re.split("[:/?#@]", login)} - {"convox"}:
+    parts = re.split("[:/?#]", login) + re.split("[:/?#@]", login)
+    for part in {login, *parts} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
 
