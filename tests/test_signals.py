@@ -24,7 +24,7 @@ HANGING = {
     "docker push": "Nothing was released or promoted.",
     "convox build --app": " A release may have been built.\nTo look: `convox releases --app shop`.\n",
     "before_release": "Release RNEWRELEASE is built.\nTo resume from here, run the same command with",
-    "convox releases promote --app": "shop is running ROLDRELEASE.\nTo try again, run the same command with",
+    "convox releases promote --app": "may still be in progress; ROLDRELEASE was running before it.\nTo look: `convox apps info --app shop`. To try again, run the same command with",
 }
 
 
