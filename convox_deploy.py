@@ -1871,25 +1871,36 @@ class Shell:
 
     def run(self, words: str, *arguments: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
-        if self.is_parallel:
+        if self.is_parallel or self.dry_run:
             self.stream(words, *arguments, **options)
+            return
+        self.show(words, *arguments)
+        if sys.stdout.isatty():
+            options.update(_out=1, _err=2)
         else:
-            self.show(words, *arguments)
-            if self.dry_run:
-                return
-            if sys.stdout.isatty():
-                self.capture(words, *arguments, _out=1, _err=2, **options)
-            else:
-                self.copy_through(words, *arguments, **options)
+            read_end, pipe = os.pipe()
+            options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
+        self.capture(words, *arguments, **options)
 
-    def copy_through(self, words: str, *arguments: str, **options: Any) -> None:
-        """Run a command whose output is copied byte for byte, and quoted if it fails."""
-        with Copier() as copier:
-            try:
-                self.capture(words, *arguments, _out=copier.pipe, _err=copier.pipe, **options)
-            except CommandFailed as failure:
-                last = redact(copier.finish() or failure.output)
-                raise CommandFailed(last, failure.name, failure.status, failure.about) from None
+    def copy(self, command: Any, read_end: int, pipe: int) -> str:
+        """Copy to our stdout what a command writes to a pipe, and return its end."""
+        os.close(pipe)
+        end, left = b"", 1 << 20  # at most, once the command has ended: a daemon may keep writing
+        with suppress(OSError), open(read_end, "rb", buffering=0) as source:  # our output is closed
+            while left > 0:
+                is_alive = command.is_alive()
+                if select.select([source], [], [], 0.05)[0]:
+                    chunk = source.read(1 << 16)
+                    if not chunk:
+                        break
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.flush()
+                    end = (end + chunk)[-(1 << 14) :]
+                    self.heard = time.monotonic()
+                    left -= 0 if is_alive else len(chunk)
+                elif not is_alive:
+                    break
+        return end.decode(errors="replace")
 
     def stream(self, words: str, *arguments: str, only: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
@@ -1901,6 +1912,8 @@ class Shell:
             return ""
         # Of a long log, only the last lines are kept.
         options.update(_iter=only or True, _err_to_out=not only, _internal_bufsize=1000)
+        label = f"{options.get('about')} | " if self.is_parallel else ""
+        options["read"] = lambda command: self.print_lines(command, label)
         return self.capture(words, *arguments, **options)
 
     def capture(self, words: str, *arguments: str, about: str = "", **options: Any) -> str:
@@ -1911,7 +1924,7 @@ class Shell:
         """
         self.raise_if_stopped()
         name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
-        self.passes_through = "_out" in options
+        self.passes_through, read = "_out" in options, options.pop("read", str)
         self.starting.append(name)
         try:
             command = start(words.split() + list(arguments), options)
@@ -1921,20 +1934,19 @@ class Shell:
         if self.stopped:  # in the meantime
             kill_group(command.pgid, SIGTERM)
         try:
-            if "_iter" in options:
-                self.print_lines(command, f"{about} | " if self.is_parallel else "")
+            output: str = read(command)
         finally:
             self.await_end(command)
         self.raise_if_stopped()
         if command.exit_code:
-            output = command.stderr.decode(errors="replace")
-            if "_err_to_out" in options:
-                output = f"{command}{output}"
-            output = redact(output.strip() or "Its output, if any, is above.")
-            raise CommandFailed(output, name, command.exit_code, about)
-        return str(command)
+            errors = command.stderr.decode(errors="replace")
+            if read is not str or "_err_to_out" in options:
+                errors = output + errors
+            errors = redact(errors.strip() or "Its output, if any, is above.")
+            raise CommandFailed(errors, name, command.exit_code, about)
+        return output
 
-    def print_lines(self, command: Any, label: str) -> None:
+    def print_lines(self, command: Any, label: str) -> str:
         # This ends the iteration even if a daemon keeps the output open.
         threading.Thread(target=command.wait, daemon=True).start()
         for line in command:
@@ -1942,6 +1954,7 @@ class Shell:
                 echo(label + line.rstrip("\n"))
             if "will drop env var" in line:
                 self.warnings.append(line.strip())
+        return str(command)
 
     def await_end(self, command: Any) -> None:
         """Wait until a command and, if it was stopped, its children have ended."""
@@ -2037,45 +2050,6 @@ class Shell:
 
 
 shell = Shell()
-
-
-class Copier:
-    """A pipe. What commands write to it is copied to our stdout, and its end is kept."""
-
-    def __enter__(self) -> Copier:
-        self.end, self.has_ended = b"", False
-        read_end, self.pipe = os.pipe()
-        self.thread = threading.Thread(target=self.copy, args=[read_end], daemon=True)
-        self.thread.start()
-        return self
-
-    def copy(self, read_end: int) -> None:
-        left = 1 << 20  # at most, once the command has ended: a daemon may keep writing
-        with suppress(OSError), open(read_end, "rb", buffering=0) as pipe:  # our output is closed
-            while left > 0:
-                has_ended = self.has_ended
-                if select.select([pipe], [], [], 0.05)[0]:
-                    chunk = pipe.read(1 << 16)
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.flush()
-                    self.end = (self.end + chunk)[-(1 << 14) :]
-                    shell.heard = time.monotonic()
-                    left -= len(chunk) if chunk and has_ended else 0
-                    if not chunk:
-                        return
-                elif has_ended:
-                    return
-
-    def finish(self) -> str:
-        """Return the end of the output."""
-        if not self.has_ended:
-            self.has_ended = True
-            os.close(self.pipe)
-            self.thread.join()
-        return self.end.decode(errors="replace").strip()
-
-    def __exit__(self, *_: Any) -> None:
-        self.finish()
 
 
 def start(argv: list[str], options: dict[str, Any]) -> Any:
