@@ -510,15 +510,12 @@ def hook_problems() -> Iterator[str]:
 
 def shebang_problem(path: Path) -> str:
     """Return why a script could not start, "" if it can or is a binary."""
-    with path.open("rb") as file:
-        line = file.readline(1000)
-    if line.endswith(b"\r\n"):
+    line = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
+    if line.endswith("\r"):
         return f"has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}"
-    words = line.decode(errors="replace").split()
-    if line.startswith(b"#!") and words:
-        program = words[1] if words[0].endswith("/env") and words[1:] else words[0][2:]
-        return "" if shutil.which(program) else f"needs {program}, which is not installed here."
-    return "" if b"\0" in line else "must start with a line such as #!/bin/sh."
+    if match := re.match(r"#!\s*(?:\S+/env\s+(?:-S\s+)?)?(\S+)", line):
+        return "" if shutil.which(match[1]) else f"needs {match[1]}, which is not installed here."
+    return "" if "\0" in line else "must start with a line such as #!/bin/sh."
 
 
 def names_of(services: Iterable[Service]) -> str:
