@@ -184,19 +184,20 @@ class Deploy:
         if problem := self.problem_of_manifest():
             raise DeployError(f"{self.settings.file}: {problem}")
         known = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
-        arguments: dict[str, bool] = {}
+        unknown: dict[str, bool] = {}
         for image in self.images:
-            arguments.update(self.docker.arguments(image.build))
-        needs_environment = self.manifest.as_they_are or self.manifest.required
-        unknown = {name: arguments[name] for name in arguments.keys() - known.keys()}
-        if needs_environment or unknown:
+            unknown.update(self.docker.arguments(image.build))
+        for name in known:
+            unknown.pop(name, None)
+        if unknown or self.manifest.as_they_are or self.manifest.required:
             known = {**self.read_environment(unknown), **known}
         for image in self.images:
-            names = self.docker.arguments(image.build)
-            image.arguments = {name: known[name] for name in names if name in known}
-            for name in filter(READ_BY_DOCKER.fullmatch, image.arguments):
-                why = f"ARG {name}: docker itself would follow the app's value."
-                raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
+            for name in self.docker.arguments(image.build):
+                if name in known:
+                    image.arguments[name] = known[name]
+                if name in known and READ_BY_DOCKER.fullmatch(name):
+                    why = f"ARG {name}: docker itself would follow the app's value."
+                    raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
 
     def problem_of_manifest(self) -> str:
         """Return why this convox CLI cannot deploy the manifest as it is meant."""
@@ -286,7 +287,7 @@ class Deploy:
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             echo(f"Manifest: {settings.file}{self.manifest.summary}")
-            for warning in self.manifest.warnings + self.docker.warnings(self.images):
+            for warning in [*self.manifest.warnings, *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
@@ -387,9 +388,9 @@ class Deploy:
             if names:
                 reference = repository and f"{repository}:{image.services[0].tag}"
                 digest = self.docker.push(image, reference, names[0]) if repository else None
-                record = dict[str, Any](image=reference, digest=digest, platform=image.platform)
-                record.update(services=names, build_seconds=image.build_seconds)
-                records.append(record)
+                pushed = {"image": reference, "digest": digest, "platform": image.platform}
+                seconds = image.build_seconds
+                records.append({**pushed, "services": names, "build_seconds": seconds})
         return records
 
     def release(self) -> None:
@@ -403,7 +404,7 @@ class Deploy:
                     old, new, name, f"{name} as uploaded", lineterm=""
                 ):
                     echo(line)
-            own = [image for image in self.images if not image.is_in_a_registry]
+            own = [each for each in self.images if not all(s.repository for s in each.services)]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
             title = self.commit.title or self.settings.app
             about = self.settings.description or f"{title} {run_url()}".strip()
@@ -1112,10 +1113,6 @@ class Image:
         return self.services[0].name
 
     @property
-    def is_in_a_registry(self) -> bool:
-        return all(service.repository for service in self.services)
-
-    @property
     def short_id(self) -> str:
         return self.id.partition(":")[2][:12]
 
@@ -1130,33 +1127,30 @@ class Docker:
     def check(self) -> None:
         shell.capture("docker version --format {{.Server.Version}}", _err_to_out=True)
 
-    def warnings(self, images: list[Image]) -> list[str]:
-        """Return what may surprise about the images, before they are built."""
-        warnings = []
-        platform = env("DOCKER_DEFAULT_PLATFORM") or any(image.build.platform for image in images)
-        if images and MACHINE in ("arm64", "aarch64") and not (platform or self.given_platform):
+    def warnings(self, images: list[Image]) -> Iterator[str]:
+        """Yield what may surprise about the images, before they are built."""
+        platforms = [self.given("--platform"), env("DOCKER_DEFAULT_PLATFORM")]
+        platforms += [image.build.platform for image in images]
+        if images and MACHINE in ("arm64", "aarch64") and not any(platforms):
             fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
-            warnings.append(f"builds linux/arm64. {fix}")
-        registries, config = (
-            {each.registry for image in images for each in image.services},
-            docker_config(),
-        )
+            yield f"builds linux/arm64. {fix}"
+        config = ""  # names the registries that docker is logged in to
+        with suppress(OSError):
+            directory = env("DOCKER_CONFIG") or Path.home() / ".docker"
+            config = Path(directory, "config.json").read_text()
+        registries = {each.registry for image in images for each in image.services}
         for registry in sorted(registries - {""}):
             if not (Ecr.of(registry) or registry in config or "credsStore" in config):
                 fix = f"If it needs one: docker login {registry}"
-                warnings.append(f"docker has no login to {registry}. {fix}")
-        return warnings
+                yield f"docker has no login to {registry}. {fix}"
 
-    @property
-    def given_platform(self) -> str:
-        """The platforms that are asked for after `--`."""
-        found = re.findall(r"\0--platform[\0=]([^\0]+)", "\0" + "\0".join(self.build_args))
+    def given(self, option: str) -> str:
+        """Return the value of an option that is given after `--`. The last one counts."""
+        found = re.findall(rf"\0(?:{option})[\0=]?([^\0]+)", "\0" + "\0".join(self.build_args))
         return found[-1] if found else ""
 
     def dockerfile(self, build: Build) -> Path:
-        """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
-        given = re.search(r"(?:^|\0)(?:-f|--file)[\0=]?([^\0]+)", "\0".join(self.build_args))
-        return Path(given[1] if given else build.path)
+        return Path(self.given("-f|--file") or build.path)
 
     def missing_files(self, images: Iterable[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
@@ -1208,7 +1202,7 @@ class Docker:
         image.id = f"sha256:{image.id.rpartition(':')[2]}"  # podman prints the digits alone
         if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
-        image.platform = self.given_platform or image.platform  # docker names one of several
+        image.platform = self.given("--platform") or image.platform  # docker names one of several
 
     def push(self, image: Image, reference: str, service: str) -> str | None:
         """Tag and push an image. Return the digest, if known. A push that fails is repeated once.
@@ -1254,13 +1248,6 @@ class Docker:
             except Stopped:
                 echo(f"Left in docker: {', '.join(sorted(self.names))}", err=True)
                 raise
-
-
-def docker_config() -> str:
-    """Return docker's configuration, which names the registries that it is logged in to."""
-    with suppress(OSError):
-        return Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json").read_text()
-    return ""
 
 
 # --- ECR ------------------------------------------------------------------------------
