@@ -286,8 +286,10 @@ class Deploy:
         echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
-            echo(f"Manifest: {settings.file}{self.manifest.summary}")
-            for warning in [*self.manifest.warnings, *self.docker.warnings(self.images)]:
+            manifest = self.manifest
+            builds = f" (builds nothing; images from elsewhere: {len(manifest.others)})"
+            echo(f"Manifest: {settings.file}{'' if manifest.services else builds}")
+            for warning in [*manifest.warnings, *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
@@ -856,12 +858,6 @@ class Manifest:
         return [service for service in self.services if not service.repository]
 
     @property
-    def summary(self) -> str:
-        if self.services:
-            return ""
-        return f" (builds nothing; images from elsewhere: {len(self.others)})"
-
-    @property
     def repositories(self) -> list[str]:
         """The repositories of all services, with "" for the rack's own."""
         return sorted({service.repository for service in self.services})
@@ -990,7 +986,7 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
             f"a Compose file needs an image here. Add this line: image: {EXAMPLE_IMAGE}"
         )
     if image is None:
-        return Service(name, read_build(keys, CONVOX_KEYS))
+        return Service(name, read_build(keys, is_compose))
     match = re.fullmatch(ALMOST_TAG, str(image))
     if not match:
         if not keys.get("build"):
@@ -1003,49 +999,44 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
         problem = f"image {image} must name a registry and repository, in lowercase."
         fix = f"Write it as {EXAMPLE_IMAGE} or docker.io/<user>/<repository>:TAG"
         raise ValueError(f"{problem} {fix}")
-    names = COMPOSE_KEYS if is_compose else CONVOX_KEYS
-    return Service(name, read_build(keys, names), match[1], offset + 1)
+    return Service(name, read_build(keys, is_compose), match[1], offset + 1)
 
 
-def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
-    """Return how a service is built. `names` are the keys that count. Raise ValueError."""
-    build, given = keys.get("build"), dict[str, Any](platform=keys.get("platform"))
-    if names is COMPOSE_KEYS:
+def read_build(keys: dict[str, Any], is_compose: bool) -> Build:
+    """Return how a service is built. Raise ValueError."""
+    build, names = keys.get("build"), COMPOSE_KEYS if is_compose else CONVOX_KEYS
+    given = dict[str, Any](platform=keys.get("platform"))
+    if is_compose:
         given["dockerfile"] = keys.get("dockerfile")  # in Compose v1, it is a key of the service
     if not isinstance(build, dict):
         build = {next(iter(names)): build}
     for key in build.keys() - names:
-        if names is CONVOX_KEYS:
+        if not is_compose:
             raise ValueError(f"Convox ignores build.{key}. Use path, manifest and args.")
         if key not in IGNORED_KEYS:
             fix = "Use a docker build option after `--`."
             raise ValueError(f"build.{key} is not supported. {fix}")
     given.update({names[key]: value for key, value in build.items() if key in names})
-    args = read_args(given.pop("args", None) or [], may_be_mapping=names is COMPOSE_KEYS)
-    given = {name: checked_word(value) for name, value in given.items() if value}
+    args = read_args(given.pop("args", None) or [], is_compose)
+    given = {name: word for name, word in given.items() if word}
+    for word in [*given.values(), *args]:
+        if not isinstance(word, str) or "$" in word:
+            fix = "Write a string without variables, or use a docker build option after `--`."
+            raise ValueError(f"`build:` contains {word!r}. {fix}")
     for name in given.keys() & {"context", "dockerfile"}:  # `.` and `./` are the same build
         if "://" not in given[name]:
             given[name] = os.path.normpath(given[name])
-    return Build(args=tuple(map(checked_word, args)), **given)
+    return Build(args=tuple(args), **given)
 
 
-def read_args(args: Any, may_be_mapping: bool) -> list[Any]:
+def read_args(args: Any, is_compose: bool) -> list[Any]:
     """Return build arguments as NAME=VALUE or NAME. Raise ValueError."""
-    if may_be_mapping and isinstance(args, dict):
-        return [
-            f"{name}={args[name]}" if isinstance(args[name], str) else args[name] or name
-            for name in args
-        ]
+    if is_compose and isinstance(args, dict):
+        pairs = args.items()
+        return [f"{name}={word}" if isinstance(word, str) else word or name for name, word in pairs]
     if not isinstance(args, list):
         raise ValueError("build.args must be a list, with lines such as `- NAME=value`.")
     return args
-
-
-def checked_word(word: Any) -> str:
-    if not isinstance(word, str) or "$" in word:
-        fix = "Write a string without variables, or use a docker build option after `--`."
-        raise ValueError(f"`build:` contains {word!r}. {fix}")
-    return word
 
 
 # --- docker ---------------------------------------------------------------------------
