@@ -283,7 +283,8 @@ class Deploy:
         doing = "Rolling back" if settings.rollback else "Deploying"
         what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
+        source = f" ({self.rack.source})" if self.rack.name or self.rack.host else ""
+        echo(f"{doing} {app} on {self.rack.label}{source}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             manifest = self.manifest
@@ -574,15 +575,16 @@ def run_deploy(settings: Settings) -> int:
         shell.raise_if_stopped()
     except Exception as caught:
         error = as_deploy_error(caught)
-        is_early = deploy.step_name == "preflight" and error.exit_code == FAILED
-        result.exit_status = NOT_STARTED if is_early else error.exit_code
         result.status, result.failed_step = "failed", deploy.step_name
+        result.exit_status = error.exit_code
+        if deploy.step_name == "preflight" and error.exit_code == FAILED:
+            result.exit_status = NOT_STARTED
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
-        result.error = redact(str(error))
+        errors = [str(error)]
         if isinstance(error, Stopped):
-            reasons = [*deploy.problems, *deploy.convox.unhealthy.values()]
-            result.error = redact("\n".join([str(error), *reasons]))
+            errors += [*deploy.problems, *deploy.convox.unhealthy.values()]
+        result.error = redact("\n".join(errors))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
@@ -1360,22 +1362,15 @@ class Rack:
     """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
 
     def __init__(self, name: str | None) -> None:
-        self.name = name or ""
-        self.source = source_of(name, "--rack", "CONVOX_RACK", "RACK_NAME")
-        self.url, self.password = env("RACK_URL"), env("CONVOX_PASSWORD")
+        self.name, self.url, self.password = name or "", env("RACK_URL"), env("CONVOX_PASSWORD")
         self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
+        variables = "CONVOX_RACK RACK_NAME" if name else "RACK_URL CONVOX_HOST"
+        self.source = source_of(name or self.url or self.host, "--rack", *variables.split())
 
     @property
     def label(self) -> str:
         # CLIs of v2 follow the host, whatever the name.
         return " via ".join(filter(None, [self.name, self.host])) or "the convox CLI's current rack"
-
-    @property
-    def introduction(self) -> str:
-        """Return the rack, and which setting names it."""
-        host_source = "RACK_URL" if self.url else "CONVOX_HOST"
-        source = self.source if self.name else self.host and host_source
-        return f"{self.label} ({source})" if source else self.label
 
     def problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
