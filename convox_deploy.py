@@ -281,7 +281,8 @@ class Deploy:
         """Print what is deployed where, and set the variables that hooks get."""
         settings, commit = self.settings, self.commit
         doing = "Rolling back" if settings.rollback else "Deploying"
-        what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
+        subject = commit.subject and f'"{commit.subject}"'
+        what = settings.old_release or f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
         source = f" ({self.rack.source})" if self.rack.name or self.rack.host else ""
         echo(f"{doing} {app} on {self.rack.label}{source}", bold=True)
@@ -643,12 +644,11 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
 def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
-    again = f"To try again, {same_command('release', result.release)}."
-    before, copy = result.running_before or "nothing", ""
+    again, copy = f"To try again, {same_command('release', result.release)}.", ""
     if old:
         again = f"To try again, {same_command('rollback', old)}."
-        if result.release:
-            copy = f" {result.release}, a copy of {old}, is now the newest release."
+    if old and result.release:
+        copy = f" {result.release}, a copy of {old}, is now the newest release."
     app = App(result.running, "running") if result.running else ask_once_more(convox)
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
@@ -659,17 +659,13 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
         elif app.release != result.running_before and not old:
             again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
+    before = f"{result.running_before or 'nothing'} was running before it.{copy}"
     ours = (result.release or app.release, result.running_before)  # v2 reports the old one
     if app.status == "updating" and app.release in ours:
-        return (
-            f"The promote is still in progress; {before} was running before it.{copy}\n"
-            f"To cancel it: {convox.to_type('apps cancel')}."
-            " That adds a release that copies the newest one."
-        )
-    return (
-        f"The promote was requested and may still be in progress; {before} was running before it."
-        f"{copy}\nTo look: {convox.to_type('apps info')}. {again}"
-    )
+        cancel = f"{convox.to_type('apps cancel')}. That adds a release that copies the newest one."
+        return f"The promote is still in progress; {before}\nTo cancel it: {cancel}"
+    look = f"{convox.to_type('apps info')}. {again}"
+    return f"The promote was requested and may still be in progress; {before}\nTo look: {look}"
 
 
 def ask_once_more(convox: Convox) -> App:
@@ -730,14 +726,11 @@ def images_of_result(path: str) -> list[dict[str, Any]]:
 def remove_result(path: Path) -> None:
     """Remove an earlier result, so that it is not mistaken for a new one. Raise UsageError."""
     try:
-        if os.path.lexists(path):
-            is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
-            if not (is_plain and (not path.stat().st_size or read_result(str(path)))):
-                raise click.UsageError(
-                    f"--result {path} would replace a file that is not a result."
-                )
-            path.unlink()
-        path.touch()  # fails now rather than after the deploy
+        if not os.path.lexists(path):
+            path.touch()  # fails now rather than after the deploy
+        is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
+        if not is_plain or (path.stat().st_size and not read_result(str(path))):
+            raise click.UsageError(f"--result {path} would replace a file that is not a result.")
         path.unlink()
     except OSError as error:
         raise click.UsageError(f"--result {path}: {error.strerror}.") from None
@@ -1216,8 +1209,7 @@ class Docker:
                 if not has_created and Ecr.create_missing(reference, failure):
                     has_created = True
                     continue
-                cannot_succeed = failure.status is None or failure.advice
-                if has_failed or cannot_succeed:
+                if has_failed or failure.status is None or failure.advice:
                     raise
                 warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
@@ -1289,21 +1281,18 @@ class Ecr(NamedTuple):
         if not shell.dry_run:
             shell.capture(login, _in=password)
 
-    def create(self, reference: str) -> None:
-        """Create an image's repository. Raise CommandFailed, also if it exists."""
-        name = reference.partition("/")[2].rpartition(":")[0]
-        where = f"--region {self.region} --registry-id {self.account} --repository-name {name}"
-        shell.show(f"aws ecr create-repository {where}")
-        shell.capture(f"aws ecr create-repository {where}")
-
     @classmethod
     def create_missing(cls, reference: str, failure: CommandFailed) -> bool:
         """Create a repository that a failed push may have missed. Return whether it is new."""
         registry = cls.of(reference)
         if not registry or failure.status is None:
             return False
+        name = reference.partition("/")[2].rpartition(":")[0]
+        where = f"--region {registry.region} --registry-id {registry.account}"
+        create = f"aws ecr create-repository {where} --repository-name {name}"
+        shell.show(create)
         try:
-            registry.create(reference)
+            shell.capture(create)
             return True
         except CommandFailed as refusal:
             exists = "RepositoryAlreadyExists" in refusal.output
@@ -1640,10 +1629,6 @@ class Commit(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.describe} {self.subject}".strip()
-
-    @property
-    def quoted_subject(self) -> str:
-        return self.subject and f'"{self.subject}"'
 
     def tag(self, image_id: str) -> str:
         """Return a tag that is unique per content and shows the commit."""
