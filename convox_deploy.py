@@ -1045,40 +1045,55 @@ MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
 IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
-# The first pattern that is found in a failed command and its output decides.
-DOCKER_ADVICE = {
-    "permission denied while trying": "Your user is not allowed to use Docker."
-    " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    r"client version \S+ is too": "The docker client does not fit the engine."
-    " Unset DOCKER_API_VERSION, or install a newer client.",
-    "^`docker version.*(tcp|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
-    " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
-    "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
-    "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
-    ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "out: `not implemented": "A credential helper logs docker in to this"
-    " registry: set SKIP_ECR_AUTH=1.",
-    "credentials - err": "docker cannot use its store of credentials."
-    ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
-    r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
-    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
-    "^`docker login.*daemon": "Check that docker can reach the registry, and this machine's clock.",
-    "^`docker build.*(pull access denied|failed to resolve source|no basic auth)": "To pull a base"
-    " image, log docker in to its registry in deploy/before_build.sh.",
-    "^`docker (build|login)": "",  # what is below is about pushes
-    "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
-    "maximum allowed number": "ECR's limit of images is reached. Delete old ones, or give the"
-    " repository a lifecycle policy.",
-    IMMUTABLE: "This tag already exists and the repository's tags are immutable."
-    " Unset IMAGE_TAG or choose a new tag.",
-    "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
-    " run `docker logout https://<registry>`.",
-    r"(?i)(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
-    " Run `docker login <registry>`, or unset SKIP_ECR_AUTH.",
-    r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)": "You are not allowed to push"
-    " to this repository, or docker's login has expired."
-    " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
-}
+# The first pattern that is found in a failed command or its output decides.
+DOCKER_ADVICE = rf"""
+permission denied while trying
+    Your user is not allowed to use Docker.
+    Run `sudo usermod -aG docker $USER`.
+    Then log in again or, in CI, restart the agent.
+client version \S+ is too
+    The docker client does not fit the engine.
+    Unset DOCKER_API_VERSION, or install a newer client.
+^`docker version.*(tcp|HTTPS server|ca.pem)
+    DOCKER_HOST's engine cannot be reached.
+    Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.
+^`docker version.* connect
+    Start Docker Desktop, or run `sudo systemctl start docker`.
+credentials - err: (exec|docker-cred)
+    docker's credential helper is missing.
+    Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.
+out: `not implemented
+    A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.
+credentials - err
+    docker cannot use its store of credentials.
+    Unlock it, or remove "credsStore" from ~/.docker/config.json.
+(/v2/|oauth token)[^\n]*x509:
+    Docker does not trust the registry's certificate.
+    Put its CA into /etc/docker/certs.d/<registry>/ca.crt.
+^`docker login.*daemon
+    Check that docker can reach the registry, and this machine's clock.
+^`docker build.*(pull access denied|failed to resolve source|no basic auth)
+    To pull a base image, log docker in to its registry in deploy/before_build.sh.
+# What is below is about pushes.
+^`docker (build|login)
+^`docker image inspect
+    If the builder does not load images into docker, add `-- --load`.
+maximum allowed number
+    ECR's limit of images is reached.
+    Delete old ones, or give the repository a lifecycle policy.
+{IMMUTABLE}
+    This tag already exists and the repository's tags are immutable.
+    Unset IMAGE_TAG or choose a new tag.
+(?i)token has expired
+    Log in again.
+    If docker has just done so, an older login is used: run `docker logout https://<registry>`.
+(?i)(?<!/)\b(no basic auth|unauthorized)
+    docker is not logged in to this registry.
+    Run `docker login <registry>`, or unset SKIP_ECR_AUTH.
+(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)
+    You are not allowed to push to this repository, or docker's login has expired.
+    For ECR, see IAM policies in docs/ci.md of convox-deploy.
+"""
 
 
 @dataclass
@@ -1238,20 +1253,29 @@ class Docker:
 # --- ECR ------------------------------------------------------------------------------
 
 ECR_HOST = r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a-z.-]+"
-AWS_ADVICE = {
-    "AssumeRole": "AWS does not let this login assume the role. Check the role's trust policy.",
-    "AccessDenied": "This AWS user or role lacks a permission. See IAM policies in docs/ci.md of"
-    " convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.",
-    "Signature (expired|not yet current)": "This machine's clock is wrong. Correct it.",
-    "MFA": "Nobody can enter an MFA code here."
-    " Use credentials that need none, or run `aws sso login` beforehand.",
-    "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
-    r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
-    " Check the region in the image's name, and the network or proxy.",
-    "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
-    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-    " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
-}
+AWS_ADVICE = r"""
+AssumeRole
+    AWS does not let this login assume the role.
+    Check the role's trust policy.
+AccessDenied
+    This AWS user or role lacks a permission.
+    See IAM policies in docs/ci.md of convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.
+Signature (expired|not yet current)
+    This machine's clock is wrong.
+    Correct it.
+MFA
+    Nobody can enter an MFA code here.
+    Use credentials that need none, or run `aws sso login` beforehand.
+(?i)sso|expired
+    Your AWS credentials have expired.
+    Renew them, or run `aws sso login`.
+(?i)\bconnect|CERTIFICATE
+    This machine cannot reach ECR in this region.
+    Check the region in the image's name, and the network or proxy.
+get-login-password|locate credentials
+    Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.
+    If docker logs in by itself, set SKIP_ECR_AUTH=1.
+"""
 
 
 class Ecr(NamedTuple):
@@ -1311,40 +1335,63 @@ SETTLED = ("running", "failed")
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
-CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "not published for": "The rack has nodes of two architectures. Build the image for both:"
-    " `-- --platform linux/amd64,linux/arm64`.",
-    "exec format error|no matching manifest|no match for platform": "The image"
-    " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
-    r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
-    "ERROR: this build will drop": "Set the variables with `convox env set NAME=VALUE`,"
-    " or unset CONVOX_ENV_DROP_GUARD.",
-    "ERROR: [^\n]*required env:": "Set the app's variables with `convox env set NAME=VALUE`.",
-    "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
-    " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
-    " image, add the registry's credentials with `convox registries add`.",
-    # from docker on this machine, with --external
-    "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
-    "ERROR: [^\n]*invalid authentication": "Check CONVOX_HOST and CONVOX_PASSWORD (in CI, whether"
-    " the job gets the secret), or run `convox login`.",
-    "ERROR: [^\n]*(no racks found|no current rack)": "Run `convox switch <rack>`,"
-    " or set CONVOX_HOST and CONVOX_PASSWORD (sudo drops them).",
-    "ERROR: [^\n]*could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
-    "ERROR: [^\n]*app not found": "Check APP_NAME and the rack."
-    " To create the app, run `convox apps create <name>`.",
-    "ERROR: [^\n]*older release": "Somebody else's newer release is running. Deploy again.",
-    "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
-    "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
-    "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
-    " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
-    " Write, use a login, or push the images to a registry of your own (`image:` with the tag"
-    " TAG).",
-    "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
-    " app. Give it the role Rack Read.",
-    UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
-}
+CONVOX_ADVICE = rf"""
+# Builds come before the rest: their logs may contain it.
+not published for
+    The rack has nodes of two architectures.
+    Build the image for both:
+    `-- --platform linux/amd64,linux/arm64`.
+exec format error|no matching manifest|no match for platform
+    The image is not for the rack's architecture.
+    Build it with `-- --platform linux/amd64`.
+# What is above them may be the app's own log.
+ERROR: (rollback|timeout)\Z
+ERROR: this build will drop
+    Set the variables with `convox env set NAME=VALUE`, or unset CONVOX_ENV_DROP_GUARD.
+ERROR: [^\n]*required env:
+    Set the app's variables with `convox env set NAME=VALUE`.
+not authorized to perform: ecr:
+    The rack is not allowed to read this repository.
+    Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.
+ERROR: [^\n]*build failed
+    See the rack's output above.
+    If the rack cannot pull the image, add the registry's credentials with `convox registries add`.
+# From docker on this machine, with --external.
+Error response from daemon
+    Check docker's logins, and that it can reach the registry.
+ERROR: [^\n]*invalid authentication
+    Check CONVOX_HOST and CONVOX_PASSWORD (in CI, whether the job gets the secret), or run `convox
+    login`.
+ERROR: [^\n]*(no racks found|no current rack)
+    Run `convox switch <rack>`, or set CONVOX_HOST and CONVOX_PASSWORD (sudo drops them).
+ERROR: [^\n]*could not find rack
+    Check --rack or CONVOX_RACK.
+    `convox racks` lists them.
+ERROR: [^\n]*app not found
+    Check APP_NAME and the rack.
+    To create the app, run `convox apps create <name>`.
+ERROR: [^\n]*older release
+    Somebody else's newer release is running.
+    Deploy again.
+ERROR: [^\n]*is currently updating
+    Another update is in progress.
+    Try again after it.
+ERROR: [^\n]*budget cap
+    Raise the cap, or wait for the next month.
+ERROR: [^\n]*unauthorized to access
+    This login is read-only.
+    Use one that may deploy.
+ERROR: [^\n]*deploy key
+    A deploy key without a role can neither push images to the rack's registry nor read the
+    environment nor roll back.
+    Give it the roles Rack Read and App Write, use a login, or push the images to a registry of your
+    own (`image:` with the tag TAG).
+^`convox api get.*(forbidden|: 403|not authorized)
+    This login is not allowed to read the app.
+    Give it the role Rack Read.
+{UNREACHABLE}
+    Check CONVOX_HOST, and that this machine can reach the rack.
+"""
 
 
 class Rack:
@@ -1606,7 +1653,11 @@ def release_id(output: str, name: str) -> str:
 
 IN_GITHUB = os.environ.get("GITHUB_ACTIONS") == "true"
 IN_GITLAB = os.environ.get("GITLAB_CI") == "true"
-GIT_ADVICE = {"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}
+GIT_ADVICE = r"""
+^`git
+    The image tag names the commit.
+    Fix this, or set IMAGE_TAG.
+"""
 BRANCHES = """
     BRANCH_NAME GIT_BRANCH GITHUB_HEAD_REF GITHUB_REF_NAME CI_COMMIT_BRANCH BUILDKITE_BRANCH
     CIRCLE_BRANCH TRAVIS_BRANCH DRONE_BRANCH BITBUCKET_BRANCH
@@ -1771,10 +1822,12 @@ class CommandFailed(DeployError):
     ) -> None:
         super().__init__(output)
         self.output, self.name, self.status, self.about = output, name, status, about
-        table = ADVICE.get(name.strip("`").partition(" ")[0], {})
-        text = f"{name}\n{output}"
-        found = (table[each] for each in table if re.search(each, text, re.M | re.S))
-        self.advice = next(found, "")
+        self.advice, text = "", f"{name}\n{output}"
+        table = ADVICE.get(name.strip("`").partition(" ")[0], "")
+        for pattern, sentences in re.findall(r"(?m)^([^\s#].*)\n((?: .*\n)*)", table):
+            if re.search(pattern, text, re.M | re.S):
+                self.advice = " ".join(sentences.split())
+                break
 
     @property
     def summary(self) -> str:
