@@ -145,7 +145,7 @@ class Deploy:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
             if not (self.problems or self.settings.old_release):
-                self.note_problem(self.prepare_builds)
+                self.note_problem(lambda: prepare_builds(self))
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
             for problem in self.problems:
@@ -178,69 +178,6 @@ class Deploy:
         except DeployError as error:
             yield from error.args
         yield from self.manifest.conflicts(bool(settings.tag and settings.builds_images))
-
-    def prepare_builds(self) -> None:
-        """Check what this manifest needs from docker and the rack. Raise DeployError."""
-        if problem := self.problem_of_manifest():
-            raise DeployError(f"{self.settings.file}: {problem}")
-        known = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
-        unknown: dict[str, bool] = {}
-        for image in self.images:
-            unknown.update(self.docker.arguments(image.build))
-        for name in known:
-            unknown.pop(name, None)
-        if unknown or self.manifest.as_they_are or self.manifest.required:
-            known = {**self.read_environment(unknown), **known}
-        for image in self.images:
-            for name in self.docker.arguments(image.build):
-                if name in known:
-                    image.arguments[name] = known[name]
-                if name in known and READ_BY_DOCKER.fullmatch(name):
-                    why = f"ARG {name}: docker itself would follow the app's value."
-                    raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
-
-    def problem_of_manifest(self) -> str:
-        """Return why this convox CLI cannot deploy the manifest as it is meant."""
-        manifest, file = self.manifest, self.settings.file
-        if manifest.as_they_are and not self.convox.has_external:
-            fix = f"Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
-            problem = f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
-            return f"{problem} {fix}"
-        if self.convox.is_v3 and manifest.is_v1:
-            why = "Convox v3 ignores services at the top level, and would remove what runs."
-            return f"{why} Move them under `services:`."
-        is_default = file == "docker-compose.yml" and not self.settings.is_file_named
-        if self.convox.is_v3 and is_default and not manifest.services:
-            return (
-                f"It builds nothing, and Convox v3 reads convox.yml. If you mean it, add: -m {file}"
-            )
-        return ""
-
-    def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
-        """Return the app's environment. Raise DeployError if it is needed, or lacks a value."""
-        try:
-            environment = self.convox.environment
-        except CommandFailed as failure:
-            if self.manifest.as_they_are:  # `convox build --external` reads it, too
-                raise
-            required = [name for name in arguments if not arguments[name]]
-            if names := required or list(arguments):
-                problem = (
-                    f"ARG {', '.join(names)} may come from the app's environment, which cannot be"
-                    f" read: {failure.output.splitlines()[-1]}\n"
-                    f"To give a value, set the variable and add `-- --build-arg {names[0]}`."
-                )
-                if required:
-                    raise DeployError(problem) from None
-                warn(problem)
-            return {}
-        if missing := self.manifest.required - environment.keys():
-            fix = f"To set them: {self.convox.to_type('env set', ' NAME=VALUE')}."
-            problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
-            if not (self.has_before_build and self.step_name == "preflight"):
-                raise DeployError(problem)
-            warn(problem)  # the hook may set them
-        return environment
 
     def check_git(self) -> None:
         may_have_tags = self.has_before_build or any(self.manifest.repositories)
@@ -349,7 +286,7 @@ class Deploy:
             raise DeployError(*problems)
         if self.manifest.repositories != repositories:
             self.log_in()
-        self.prepare_builds()
+        prepare_builds(self)
 
     def use_running_images_as_cache(self) -> None:
         """Let builds reuse layers of the running images, and later builds reuse ours."""
@@ -464,7 +401,7 @@ class Deploy:
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
             if not app.release or app != (self.result.release, "running"):
-                raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
+                raise DeployError(f"{why_not_running(self, app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
                 warn(f"The rack reports {app.release} running, although {failure}")
@@ -475,22 +412,53 @@ class Deploy:
         else:
             self.convox.promote(self.result.release)
 
-    def why_not_running(self, app: App, failure: CommandFailed | None) -> str:
-        """Return why another release than ours is running after the promote."""
-        before, release = self.result.running_before, self.result.release or "the new release"
-        if app.status == "failed":
-            return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
-        if app.release != before and not self.result.release:
-            return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
-        if app.release != before:
-            return f"Somebody else promoted {app.release or 'nothing'}."
-        if failure and "Waiting for app to be ready... ERROR" in failure.output:
-            return f"The update that it waited for was rolled back. {release} was never requested."
-        was_refused = failure and "is currently updating" in failure.output
-        if was_refused or (failure and not self.convox.was_busy):
-            return f"The rack did not promote {release}."
-        why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
-        return "\n".join([why, *self.convox.unhealthy.values()])
+
+def prepare_builds(deploy: Deploy) -> None:
+    """Give the Dockerfiles the values that they would have on the rack. Raise DeployError."""
+    manifest, docker = deploy.manifest, deploy.docker
+    deploy.convox.check_manifest(manifest, deploy.settings)
+    known = {"BUILD_APP": deploy.settings.app, "BUILD_GIT_SHA": deploy.commit.hash}
+    unknown: dict[str, bool] = {}  # whether they have defaults
+    for image in deploy.images:
+        unknown.update(docker.arguments(image.build))
+    for name in known:
+        unknown.pop(name, None)
+    if unknown or manifest.as_they_are or manifest.required:
+        known = {**read_environment(deploy, unknown), **known}
+    for image in deploy.images:
+        for name in docker.arguments(image.build):
+            if name in known:
+                image.arguments[name] = known[name]
+            if name in known and READ_BY_DOCKER.fullmatch(name):
+                why = f"ARG {name}: docker itself would follow the app's value."
+                raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
+
+
+def read_environment(deploy: Deploy, arguments: dict[str, bool]) -> dict[str, str]:
+    """Return the app's environment. Raise DeployError if it is needed, or lacks a value."""
+    try:
+        environment = deploy.convox.environment
+    except CommandFailed as failure:
+        if deploy.manifest.as_they_are:  # `convox build --external` reads it, too
+            raise
+        required = [name for name in arguments if not arguments[name]]
+        if names := required or list(arguments):
+            problem = (
+                f"ARG {', '.join(names)} may come from the app's environment, which cannot be"
+                f" read: {failure.output.splitlines()[-1]}\n"
+                f"To give a value, set the variable and add `-- --build-arg {names[0]}`."
+            )
+            if required:
+                raise DeployError(problem) from None
+            warn(problem)
+        return {}
+    if missing := deploy.manifest.required - environment.keys():
+        fix = f"To set them: {deploy.convox.to_type('env set', ' NAME=VALUE')}."
+        problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
+        if not (deploy.has_before_build and deploy.step_name == "preflight"):
+            raise DeployError(problem)
+        warn(problem)  # the hook may set them
+    return environment
 
 
 def hook_path(name: str) -> Path:
@@ -618,6 +586,25 @@ def as_deploy_error(error: Exception) -> DeployError:
         f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}."
         f" This is a bug in convox_deploy.py {__version__}. Please report it with the traceback."
     )
+
+
+def why_not_running(deploy: Deploy, app: App, failure: CommandFailed | None) -> str:
+    """Return why another release than ours is running after the promote."""
+    before, release = deploy.result.running_before, deploy.result.release
+    output = failure.output if failure else ""
+    if app.status == "failed":
+        return f"{deploy.result.app} is failed: {FAILED_FOR_GOOD}"
+    if app.release != before and not release:
+        return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
+    if app.release != before:
+        return f"Somebody else promoted {app.release or 'nothing'}."
+    release = release or "the new release"
+    if "Waiting for app to be ready... ERROR" in output:
+        return f"The update that it waited for was rolled back. {release} was never requested."
+    if "is currently updating" in output or (failure and not deploy.convox.was_busy):
+        return f"The rack did not promote {release}."
+    why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
+    return "\n".join([why, *deploy.convox.unhealthy.values()])
 
 
 def state_after(deploy: Deploy, error: DeployError) -> str:
@@ -1484,6 +1471,23 @@ class Convox:
         self.rack.settle()
         return self.read_app()
 
+    def check_manifest(self, manifest: Manifest, settings: Settings) -> None:
+        """Raise DeployError if this CLI cannot deploy the manifest as it is meant."""
+        problem, is_default = "", settings.has_default_file and settings.file != "convox.yml"
+        if manifest.as_they_are and not self.has_external:
+            problem = (
+                f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
+                f" Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
+            )
+        elif self.is_v3 and manifest.is_v1:
+            why = "Convox v3 ignores services at the top level, and would remove what runs."
+            problem = f"{why} Move them under `services:`."
+        elif self.is_v3 and is_default and not manifest.services:
+            fix = f"If you mean it, add: -m {settings.file}"
+            problem = f"It builds nothing, and Convox v3 reads convox.yml. {fix}"
+        if problem:
+            raise DeployError(f"{settings.file}: {problem}")
+
     def ask(self, words: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
         arguments = (*option("--rack", self.rack.name), *arguments)
@@ -2122,7 +2126,7 @@ class Settings:
     app: str
     rack: str | None
     file: str
-    is_file_named: bool
+    has_default_file: bool
     tag: str | None
     skip_ecr_login: bool
     timeout: float  # of a step, in minutes; 0 means none
@@ -2266,10 +2270,10 @@ def main(**options: Any) -> None:
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    file = options.pop("file")
-    is_named = file is not None
-    file = file if is_named else default_file()
-    settings = Settings(**options, file=file, is_file_named=is_named)
+    is_default = options["file"] is None
+    if is_default:
+        options["file"] = default_file()
+    settings = Settings(**options, has_default_file=is_default)
     if settings.old_release:
         settings = settings.for_old_release()
     if problems := list(settings.problems()):
