@@ -667,10 +667,12 @@ def print_end(deploy: Deploy, state: str) -> None:
     settings, result = deploy.settings, deploy.result
     if result.status == "failed":
         echo(f"\n{result.failed_step} failed:", err=True, fg="red", bold=True)
-        live, _, what_to_do = state.partition("\n")
+        live, *what_to_do = state.splitlines()
         echo(result.error, err=True)
         echo(live, err=True, fg="yellow")
-        return echo(what_to_do, err=True) if what_to_do else None
+        for line in what_to_do:
+            echo(line, err=True)
+        return
     if settings.dry_run:
         echo("\nIDs in capital letters are known only during a deploy.")
         return echo("Dry run: nothing was changed.", bold=True)
@@ -774,10 +776,6 @@ class Service:
     repository: str = ""  # empty if the manifest names no image
     tag_offset: int = 0  # where TAG is in the manifest's text, if it names an image
     tag: str = field(default="", compare=False)  # that replaces TAG
-
-    @property
-    def registry(self) -> str:
-        return self.repository.partition("/")[0]
 
 
 @dataclass
@@ -1126,7 +1124,8 @@ class Docker:
         with suppress(OSError):
             directory = env("DOCKER_CONFIG") or Path.home() / ".docker"
             config = Path(directory, "config.json").read_text()
-        registries = {each.registry for image in images for each in image.services}
+        repositories = [each.repository for image in images for each in image.services]
+        registries = {repository.partition("/")[0] for repository in repositories}
         for registry in sorted(registries - {""}):
             if not (Ecr.of(registry) or registry in config or "credsStore" in config):
                 fix = f"If it needs one: docker login {registry}"
@@ -1488,10 +1487,10 @@ class Convox:
         if problem:
             raise DeployError(f"{settings.file}: {problem}")
 
-    def ask(self, words: str, *arguments: str) -> str:
+    def ask(self, command: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
-        arguments = (*option("--rack", self.rack.name), *arguments)
-        return shell.capture(words, *arguments, about=f"{self.app} on {self.rack.label}")
+        rack, about = option("--rack", self.rack.name), f"{self.app} on {self.rack.label}"
+        return shell.capture(command, *rack, *arguments, about=about)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
@@ -1552,16 +1551,15 @@ class Convox:
 
         convox pushes `own_images`, which the manifest does not name, to the rack's registry.
         """
-        external, variables = list[str](), {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
+        build, variables = ["convox build"], {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
         if own_images:
-            external = ["--external"]
+            build.append("--external")
             variables.pop("BUILDX_BUILDER", None)  # other builders do not find our images
             # What is not ours must fit the rack, too.
             variables["DOCKER_DEFAULT_PLATFORM"] = own_images[0].platform
         if git_dir:
             variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
-        options = [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
-        build = ["convox build", *external, *options]
+        build += [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
         try:
             output = shell.stream(*build, only="err", _env=variables)
         except CommandFailed as failure:
@@ -1810,7 +1808,7 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
     text = redact(text)
     if IN_GITHUB:  # which would run text from elsewhere as commands
         text = re.sub(r"(?m)^(\s*)::", r"\1: :", text).replace("##[", "## [")
-    click.echo(click.style(text, **style) if style else text, err=err, color=color)
+    click.secho(text, err=err, color=color, reset=bool(style), **style)
     shell.heard = time.monotonic()
 
 
@@ -1881,18 +1879,18 @@ class Shell:
         self.starting: list[str] = []  # names of commands that have no process group yet
         self.warnings: list[str] = []  # of convox, about variables that the release loses
 
-    def run(self, words: str, *arguments: str, **options: Any) -> None:
+    def run(self, *command: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
         if self.is_parallel or self.dry_run:
-            self.stream(words, *arguments, **options)
+            self.stream(*command, **options)
             return
-        self.show(words, *arguments)
+        self.show(*command)
         if sys.stdout.isatty():
             options.update(_out=1, _err=2)
         else:
             read_end, pipe = os.pipe()
             options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
-        self.capture(words, *arguments, **options)
+        self.capture(*command, **options)
 
     def copy(self, command: Any, read_end: int, pipe: int) -> str:
         """Copy to our stdout what a command writes to a pipe, and return its end."""
@@ -1914,48 +1912,48 @@ class Shell:
                     break
         return end.decode(errors="replace")
 
-    def stream(self, words: str, *arguments: str, only: str = "", **options: Any) -> str:
+    def stream(self, *command: str, only: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
 
         With only="err", print only its stderr and return only its stdout.
         """
-        self.show(words, *arguments)
+        self.show(*command)
         if self.dry_run:
             return ""
         # Of a long log, only the last lines are kept.
         options.update(_iter=only or True, _err_to_out=not only, _internal_bufsize=1000)
         label = f"{options.get('about')} | " if self.is_parallel else ""
         options["read"] = lambda command: self.print_lines(command, label)
-        return self.capture(words, *arguments, **options)
+        return self.capture(*command, **options)
 
-    def capture(self, words: str, *arguments: str, about: str = "", **options: Any) -> str:
+    def capture(self, *command: str, about: str = "", **options: Any) -> str:
         """Run a command silently, even in a dry run, and return its stdout, which no error shows.
 
         A command is its first words and further arguments, which may contain spaces. Errors name
         what it is about. Raise CommandFailed or Stopped.
         """
         self.raise_if_stopped()
-        name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
+        name = f"`{command[0].partition(' -')[0]}`{about and ' for '}{about}"
         self.passes_through, read = "_out" in options, options.pop("read", str)
         self.starting.append(name)
         try:
-            command = start(words.split() + list(arguments), options)
-            self.running[command.pgid] = name
+            process = start(command[0].split() + list(command[1:]), options)
+            self.running[process.pgid] = name
         finally:
             self.starting.remove(name)
         if self.stopped:  # in the meantime
-            kill_group(command.pgid, SIGTERM)
+            kill_group(process.pgid, SIGTERM)
         try:
-            output: str = read(command)
+            output: str = read(process)
         finally:
-            self.await_end(command)
+            self.await_end(process)
         self.raise_if_stopped()
-        if command.exit_code:
-            errors = command.stderr.decode(errors="replace")
+        if process.exit_code:
+            errors = process.stderr.decode(errors="replace")
             if read is not str or "_err_to_out" in options:
                 errors = output + errors
             errors = redact(errors.strip() or "Its output, if any, is above.")
-            raise CommandFailed(errors, name, command.exit_code, about)
+            raise CommandFailed(errors, name, process.exit_code, about)
         return output
 
     def print_lines(self, command: Any, label: str) -> str:
@@ -1994,9 +1992,9 @@ class Shell:
         self.is_parallel = False
         return [future.result() for future in failed or futures]
 
-    def show(self, words: str, *arguments: str) -> None:
+    def show(self, *command: str) -> None:
         """Show a command as it could be typed."""
-        echo(f"$ {words} {shlex.join(arguments)}".rstrip(), dim=not self.dry_run)
+        echo(f"$ {command[0]} {shlex.join(command[1:])}".rstrip(), dim=not self.dry_run)
 
     def pause(self, seconds: float, doing: str = "") -> None:
         self.doing, end = doing, time.monotonic() + seconds
@@ -2173,8 +2171,8 @@ class Settings:
             yield f"Put {ours} before --."
         for output in filter(OUTPUTS.fullmatch, args):
             yield f"Remove {output} after --. The next steps need the image in docker."
-        paths = [os.path.realpath(path) for path in (self.images_from, self.result) if path]
-        if len(paths) == 2 and paths[0] == paths[1]:
+        old, new = self.images_from, self.result
+        if old and new and os.path.realpath(old) == os.path.realpath(new):
             yield "--from and --result name the same file. Use two files."
 
     def for_old_release(self) -> Settings:
@@ -2212,15 +2210,12 @@ def setting(
     return click.option(name, *names, is_flag=kind is bool, **details)
 
 
-COUNT = click.IntRange(1, 64)
-MANIFEST_HELP = "The manifest.  [default: convox.yml or docker-compose.yml]"
 DOCKER_OPTIONS = """
     --add-host --allow --attest --build-arg --build-context --builder --cache-from --cache-to --call
     --cpu-quota --label --load --memory --metadata-file --network --no-cache --no-cache-filter -o
     --output --platform --progress --provenance --pull --push --quiet -q --sbom --secret --shm-size
     --squash --ssh --target --ulimit -t -f
 """.split()
-BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
 
 
 class Command(click.Command):
@@ -2247,7 +2242,13 @@ class Command(click.Command):
     default=lambda: default_app()[1],
 )
 @setting("--rack", str, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]", "-r")
-@setting("--file", str, "DOCKER_COMPOSE", MANIFEST_HELP, "-m")
+@setting(
+    "--file",
+    str,
+    "DOCKER_COMPOSE",
+    "The manifest.  [default: convox.yml or docker-compose.yml]",
+    "-m",
+)
 @setting("--tag", str, "IMAGE_TAG", "The images' tag.  [default: <git describe>-<image id>]")
 @setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
 @setting("--timeout", float, "DEPLOY_TIMEOUT", "Of a step, in minutes.  [default: 60]", default=60)
@@ -2256,14 +2257,20 @@ class Command(click.Command):
 @setting("--description", str, "DEPLOY_DESCRIPTION", "Of the release.  [default: the commit]")
 @setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image.")
 @setting(
-    "--parallel", COUNT, "DEPLOY_PARALLEL", "Builds and pushes at once.  [default: 4]", default=4
+    "--parallel",
+    click.IntRange(1, 64),
+    "DEPLOY_PARALLEL",
+    "Builds and pushes at once.  [default: 4]",
+    default=4,
 )
 @setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
 @setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
 @setting("--release", str, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
 @setting("--rollback", str, "DEPLOY_ROLLBACK", "Go back to an older release.", metavar="R...")
 @click.version_option(__version__)
-@click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar=BUILD_ARGS)
+@click.argument(
+    "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"
+)
 def main(**options: Any) -> None:
     """Build an app's images here, push them, and release them on Convox.
 
