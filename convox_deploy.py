@@ -802,7 +802,7 @@ class Manifest:
         is_compose = "compose" in os.path.basename(path)
         try:
             text = Path(path).read_bytes().decode()  # keep CRLF line endings
-            top = top_level(text, Loader if is_compose else ConvoxLoader)
+            top = mapping(yaml.load(text, Loader if is_compose else ConvoxLoader))
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
         manifest, problems = cls(text, is_v1="services" not in top), list[str]()
@@ -934,11 +934,6 @@ class ConvoxLoader(Loader):
 
 
 ConvoxLoader.add_constructor("tag:yaml.org,2002:merge", Loader.scalar)
-
-
-def top_level(text: str, loader: Any = Loader) -> dict[str, Any]:
-    """Return the keys of a manifest. Raise yaml.YAMLError."""
-    return mapping(yaml.load(text, loader))
 
 
 def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -1530,8 +1525,10 @@ class Convox:
         """Return the images of the services in a release. Raise CommandFailed."""
         if not release:
             raise CommandFailed("no running release is known.")
-        path = f"/releases/{release}"
-        services = self.get(path, lambda answer: services_in(top_level(answer["manifest"])))
+        services = self.get(
+            f"/releases/{release}",
+            lambda answer: services_in(mapping(yaml.load(answer["manifest"], Loader))),
+        )
         return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
 
     def newer_release(self, release: str) -> str:
@@ -1693,7 +1690,8 @@ def read_commit() -> Commit:
     """Return the checked-out commit. Raise CommandFailed."""
 
     def git(words: str) -> str:
-        return clean(shell.capture(f"git {words}"))
+        control_characters = r"[\x00-\x1f\x7f-\x9f]+"
+        return re.sub(control_characters, " ", shell.capture(f"git {words}")).strip()
 
     if not any(Path(parent, ".git").exists() for parent in Path(".git").absolute().parents):
         return Commit()
@@ -1784,11 +1782,6 @@ def learn_url_password(url: str) -> None:
     login = url.rpartition("@")[0].partition("//")[2]
     for part in {login, *re.split("[:/?#]", login)} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
-
-
-def clean(text: str) -> str:
-    """Return text from elsewhere in one line, without control characters."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
 def without_rack() -> dict[str, str]:
