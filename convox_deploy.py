@@ -1312,7 +1312,6 @@ class Ecr(NamedTuple):
 RELEASE_ID = "R[A-Z]{9,10}"
 CONSOLE = r"(?i)console\.convox\.com(:443)?"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
-SETTLED = ("running", "failed")
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |EOF|: 50\d)[^\n]*\Z"
@@ -1379,7 +1378,7 @@ class Rack:
     """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
 
     def __init__(self, name: str | None) -> None:
-        self.name, self.url, self.password = name or "", env("RACK_URL"), env("CONVOX_PASSWORD")
+        self.name, self.url = name or "", env("RACK_URL")
         self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
         variables = "CONVOX_RACK RACK_NAME" if name else "RACK_URL CONVOX_HOST"
         self.source = source_of(name or self.url or self.host, "--rack", *variables.split())
@@ -1391,27 +1390,27 @@ class Rack:
 
     def problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
-        convox_host = env("CONVOX_HOST")
+        host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
         if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
-        is_other = convox_host and convox_host.lower() != self.host.lower()
+        is_other = host and host.lower() != self.host.lower()
         if self.url.strip() and (self.name or is_other):
             yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", convox_host):
-            shown = convox_host.rpartition("@")[2]
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
+            shown = host.rpartition("@")[2]
             yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
-        if self.password != self.password.strip():
+        if password != password.strip():
             yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
-        if re.fullmatch("([\"']).*\\1", self.password):
+        if re.fullmatch("([\"']).*\\1", password):
             yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
-        if bool(convox_host) != bool(self.password) and not self.name and not self.url:
-            missing = "CONVOX_PASSWORD" if convox_host else "CONVOX_HOST"
+        if bool(host) != bool(password) and not (self.name or self.url):
+            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
             why = f"{missing} is not set, so convox would use the rack it is logged in to."
             yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
 
     def settle(self) -> None:
         """Set what makes convox and the hooks reach this rack, whatever changes meanwhile."""
-        if not self.name and not self.host:
+        if not (self.name or self.host):
             with suppress(CommandFailed):
                 name = shell.capture("convox switch").strip().rpartition("\n")[2]
                 if re.fullmatch(r"[\w./-]+", name):
@@ -1419,7 +1418,7 @@ class Rack:
         if self.name:
             os.environ["CONVOX_RACK"] = self.name
         elif self.host and not self.url:
-            password = quote(self.password, safe="")
+            password = quote(env("CONVOX_PASSWORD"), safe="")
             os.environ["RACK_URL"] = f"https://convox:{password}@{self.host}"
 
 
@@ -1579,19 +1578,19 @@ class Convox:
     def await_settled(self) -> App:
         """Wait until no update is under way, and return what is running. Raise CommandFailed."""
         app, answered, self.was_busy = App(), time.monotonic(), False
-        while app.status not in SETTLED:
+        while True:
             try:
                 app, answered = self.read_app(), time.monotonic()
             except CommandFailed:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
-            if app.status not in SETTLED:
-                doing = f"waiting for {self.app} (status: {app.status})"
-                if not self.was_busy:
-                    echo(doing.capitalize())
-                self.was_busy = True
-                shell.pause(POLL_SECONDS, doing)
-        return app
+            if app.status in ("running", "failed"):
+                return app
+            doing = f"waiting for {self.app} (status: {app.status})"
+            if not self.was_busy:
+                echo(doing.capitalize())
+            self.was_busy = True
+            shell.pause(POLL_SECONDS, doing)
 
     @contextmanager
     def watch_containers(self) -> Iterator[None]:
