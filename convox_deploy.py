@@ -418,11 +418,12 @@ def prepare_builds(deploy: Deploy) -> None:
     manifest, docker = deploy.manifest, deploy.docker
     deploy.convox.check_manifest(manifest, deploy.settings)
     known = {"BUILD_APP": deploy.settings.app, "BUILD_GIT_SHA": deploy.commit.hash}
-    unknown: dict[str, bool] = {}  # whether they have defaults
-    for image in deploy.images:
-        unknown.update(docker.arguments(image.build))
-    for name in known:
-        unknown.pop(name, None)
+    unknown = {
+        name: has_default
+        for image in deploy.images
+        for name, has_default in docker.arguments(image.build).items()
+        if name not in known
+    }
     if unknown or manifest.as_they_are or manifest.required:
         known = {**read_environment(deploy, unknown), **known}
     for image in deploy.images:
@@ -1884,24 +1885,21 @@ class Shell:
             options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
         self.capture(*command, **options)
 
-    def copy(self, command: Any, read_end: int, pipe: int) -> str:
+    def copy(self, process: Any, read_end: int, pipe: int) -> str:
         """Copy to our stdout what a command writes to a pipe, and return its end."""
         os.close(pipe)
-        end, left = b"", 1 << 20  # at most, once the command has ended: a daemon may keep writing
+        end, is_alive = b"", True
         with suppress(OSError), open(read_end, "rb", buffering=0) as source:  # our output is closed
-            while left > 0:
-                is_alive = command.is_alive()
+            while is_alive:  # a daemon that it has started may keep writing
+                is_alive = process.is_alive()
                 if select.select([source], [], [], 0.05)[0]:
-                    chunk = source.read(1 << 16)
+                    chunk = source.read(1 << 16)  # all that a pipe holds
                     if not chunk:
                         break
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.flush()
                     end = (end + chunk)[-(1 << 14) :]
                     self.heard = time.monotonic()
-                    left -= 0 if is_alive else len(chunk)
-                elif not is_alive:
-                    break
         return end.decode(errors="replace")
 
     def stream(self, *command: str, only: str = "", **options: Any) -> str:
