@@ -637,7 +637,12 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
         again = f"To try again, {same_command('rollback', old)}."
     if old and result.release:
         copy = f" {result.release}, a copy of {old}, is now the newest release."
-    app = App(result.running, "running") if result.running else ask_once_more(convox)
+    app = App(result.running, "running")
+    if not result.running:
+        app = App()
+        shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
+        with suppress(DeployError):
+            app = convox.read_app()
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
     if app.status == "running" and (app.release != result.running_before or not is_stopped):
@@ -654,14 +659,6 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
         return f"The promote is still in progress; {before}\nTo cancel it: {cancel}"
     look = f"{convox.to_type('apps info')}. {again}"
     return f"The promote was requested and may still be in progress; {before}\nTo look: {look}"
-
-
-def ask_once_more(convox: Convox) -> App:
-    """Ask the rack what is running, also after a signal."""
-    shell.allow_commands(LAST_WORDS_SECONDS)
-    with suppress(DeployError):
-        return convox.read_app()
-    return App()
 
 
 def print_end(deploy: Deploy, state: str) -> None:
@@ -1777,9 +1774,9 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
                     SECRETS.update([line, quote(line, safe="")])
 
 
-def learn_url_password(url: str) -> None:
+def learn_url_password() -> None:
     """Redact what is between // and the last @, and each part of it, but not the usual user."""
-    login = url.rpartition("@")[0].partition("//")[2]
+    login = env("RACK_URL").rpartition("@")[0].partition("//")[2]
     for part in {login, *re.split("[:/?#]", login)} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
@@ -2284,7 +2281,7 @@ def main(**options: Any) -> None:
     for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
         os.environ.pop(variable, None)
     learn_secrets(os.environ)
-    learn_url_password(env("RACK_URL"))
+    learn_url_password()
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
