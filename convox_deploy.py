@@ -313,7 +313,7 @@ class Deploy:
                     self.docker.inspect(image)
                     echo(f"Image for {names_of(image.services)}: {image.platform}")
                 for service in image.services:
-                    service.tag = self.settings.tag or self.commit.tag(image.short_id)
+                    service.tag = self.settings.tag or self.commit.tag(image.id[:12])
             repositories, at_once = self.manifest.repositories, self.settings.parallel
             pushed = shell.parallel(self.push_to, repositories, at_once)
             self.result.images = [record for records in pushed for record in records]
@@ -1081,7 +1081,7 @@ class Image:
     build: Build
     services: list[Service]
     local: str  # its name in docker, unique per deploy
-    id: str = "sha256:IMAGE_ID"
+    id: str = "IMAGE_ID"  # without sha256:
     platform: str = ""  # such as linux/amd64
     cache: list[str] = field(default_factory=list)  # options of docker build
     arguments: dict[str, str] = field(default_factory=dict)  # values for the Dockerfile's ARGs
@@ -1090,10 +1090,6 @@ class Image:
     @property
     def name(self) -> str:
         return self.services[0].name
-
-    @property
-    def short_id(self) -> str:
-        return self.id.partition(":")[2][:12]
 
 
 class Docker:
@@ -1178,9 +1174,9 @@ class Docker:
         """Record the image's ID and platform. Raise CommandFailed if docker does not know it."""
         words, fields = "docker image inspect --format", "{{.Id}} {{.Os}}/{{.Architecture}}"
         answer = shell.capture(words, fields, image.local, about=image.name)
-        image.id, _, image.platform = answer.strip().partition(" ")
-        image.id = f"sha256:{image.id.rpartition(':')[2]}"  # podman prints the digits alone
-        if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
+        algorithm_and_digits, _, image.platform = answer.strip().partition(" ")
+        image.id = algorithm_and_digits.rpartition(":")[2]  # podman prints the digits alone
+        if not re.fullmatch("[0-9a-f]{64}", image.id):
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
         image.platform = self.given("--platform") or image.platform  # docker names one of several
 
@@ -1197,7 +1193,7 @@ class Docker:
             try:
                 return self.push_once(reference, service)
             except CommandFailed as failure:
-                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
+                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.id[:12]):
                     echo(f"{reference} is already in the registry.")
                     return None
                 if not has_created and Ecr.create_missing(reference, failure):
@@ -2186,10 +2182,6 @@ def default_app() -> tuple[str, str]:
         raise click.UsageError("The working directory no longer exists.") from None
 
 
-def default_file() -> str:
-    return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
-
-
 def setting(
     name: str, kind: Any, variables: str, about: str, *names: str, **details: Any
 ) -> Callable[[Any], Any]:
@@ -2266,7 +2258,7 @@ def main(**options: Any) -> None:
     """
     is_default = options["file"] is None
     if is_default:
-        options["file"] = default_file()
+        options["file"] = "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
     settings = Settings(**options, has_default_file=is_default)
     if settings.old_release:
         settings = settings.for_old_release()
