@@ -89,8 +89,7 @@ class Deploy:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.step_name = settings, "preflight"
         self.result = Result(app=settings.app, release=settings.release or "")
-        self.rack = Rack(settings.rack)
-        self.convox = Convox(settings.app, self.rack)
+        self.convox = Convox(settings.app, settings.rack)
         self.docker = Docker(settings.docker_build_args)
         self.commit, self.manifest = Commit(), Manifest()
         self.images: list[Image] = []
@@ -132,7 +131,7 @@ class Deploy:
     def preflight(self) -> None:
         """Check everything that can be checked ahead, and log in to the registries."""
         with self.step("preflight"):
-            problems = list(self.rack.problems())
+            problems = list(self.convox.rack_problems())
             if not self.settings.rollback:
                 problems += hook_problems()
             problems += self.read_manifest(is_final=not self.has_before_build)
@@ -221,8 +220,9 @@ class Deploy:
         subject = commit.subject and f'"{commit.subject}"'
         what = settings.old_release or f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        source = f" ({self.rack.source})" if self.rack.name or self.rack.host else ""
-        echo(f"{doing} {app} on {self.rack.label}{source}", bold=True)
+        convox = self.convox
+        source = f" ({convox.rack_source})" if convox.rack or convox.host else ""
+        echo(f"{doing} {app} on {convox.label}{source}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             manifest = self.manifest
@@ -236,7 +236,7 @@ class Deploy:
         """Set the variables that hooks get."""
         os.environ.update(
             APP_NAME=self.settings.app,
-            RACK_NAME=self.rack.name,
+            RACK_NAME=self.convox.rack,
             GIT_HASH=self.commit.hash,
             GIT_BRANCH=self.commit.branch,
             GIT_DESCRIPTION=self.commit.title,
@@ -679,7 +679,7 @@ def print_end(deploy: Deploy, state: str) -> None:
         echo(f"\nBuilt release {result.release}, and did not promote it.", bold=True)
         return echo(how_to_resume(result.release))
     echo(f"\n{result.app} is now running {result.release}.", fg="green", bold=True)
-    echo(f"Verified: {deploy.rack.label} reports {result.release} running.")
+    echo(f"Verified: {deploy.convox.label} reports {result.release} running.")
     if result.running_before not in ("", result.release):
         login = "use a login that is allowed to, and " if deploy.convox.is_restricted else ""
         echo(f"To roll back, {login}{same_command('rollback', result.running_before)}.")
@@ -1368,54 +1368,6 @@ ERROR: [^\n]*deploy key
 """
 
 
-class Rack:
-    """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
-
-    def __init__(self, name: str | None) -> None:
-        self.name, self.url = name or "", env("RACK_URL")
-        self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
-        variables = "CONVOX_RACK RACK_NAME" if name else "RACK_URL CONVOX_HOST"
-        self.source = source_of(name or self.url or self.host, "--rack", *variables.split())
-
-    @property
-    def label(self) -> str:
-        # CLIs of v2 follow the host, whatever the name.
-        return " via ".join(filter(None, [self.name, self.host])) or "the convox CLI's current rack"
-
-    def problems(self) -> Iterator[str]:
-        """Yield where the variables that name the rack are incomplete or contradictory."""
-        host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
-        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
-            yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
-        is_other = host and host.lower() != self.host.lower()
-        if self.url.strip() and (self.name or is_other):
-            yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
-            shown = host.rpartition("@")[2]
-            yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
-        if password != password.strip():
-            yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
-        if re.fullmatch("([\"']).*\\1", password):
-            yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
-        if bool(host) != bool(password) and not (self.name or self.url):
-            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
-            why = f"{missing} is not set, so convox would use the rack it is logged in to."
-            yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
-
-    def settle(self) -> None:
-        """Set what makes convox and the hooks reach this rack, whatever changes meanwhile."""
-        if not (self.name or self.host):
-            with suppress(CommandFailed):
-                name = shell.capture("convox switch").strip().rpartition("\n")[2]
-                if re.fullmatch(r"[\w./-]+", name):
-                    self.name, self.source = name, "convox switch"
-        if self.name:
-            os.environ["CONVOX_RACK"] = self.name
-        elif self.host and not self.url:
-            password = quote(env("CONVOX_PASSWORD"), safe="")
-            os.environ["RACK_URL"] = f"https://convox:{password}@{self.host}"
-
-
 class App(NamedTuple):
     """The state of the app according to the rack."""
 
@@ -1424,18 +1376,46 @@ class App(NamedTuple):
 
 
 class Convox:
-    """The convox CLI, v2 or v3. Its --help shows which one."""
+    """The convox CLI, v2 or v3, and its rack. Without a rack and a host, the CLI chooses one."""
 
     is_v3 = has_external = was_busy = False
     is_restricted = False  # this login is not allowed to read releases
 
-    def __init__(self, app: str, rack: Rack) -> None:
-        self.app, self.rack = app, rack
+    def __init__(self, app: str, rack: str | None) -> None:
+        self.app, self.rack, self.url = app, rack or "", env("RACK_URL")
+        self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
+        variables = "CONVOX_RACK RACK_NAME" if rack else "RACK_URL CONVOX_HOST"
+        self.rack_source = source_of(rack or self.url or self.host, "--rack", *variables.split())
         self.unhealthy: dict[str, str] = {}  # states and logs of containers, by service
 
     @property
+    def label(self) -> str:
+        # CLIs of v2 follow the host, whatever the name.
+        return " via ".join(filter(None, [self.rack, self.host])) or "the convox CLI's current rack"
+
+    def rack_problems(self) -> Iterator[str]:
+        """Yield where the variables that name the rack are incomplete or contradictory."""
+        host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
+        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.rack):
+            yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
+        is_other = host and host.lower() != self.host.lower()
+        if self.url.strip() and (self.rack or is_other):
+            yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
+            shown = host.rpartition("@")[2]
+            yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
+        if password != password.strip():
+            yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
+        if re.fullmatch("([\"']).*\\1", password):
+            yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
+        if bool(host) != bool(password) and not (self.rack or self.url):
+            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
+            why = f"{missing} is not set, so convox would use the rack it is logged in to."
+            yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
+
+    @property
     def target(self) -> list[str]:
-        return ["--app", self.app, *option("--rack", self.rack.name)]
+        return ["--app", self.app, *option("--rack", self.rack)]
 
     @property
     def wait(self) -> list[str]:
@@ -1455,8 +1435,21 @@ class Convox:
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
         self.has_external = "--external" in build_help
         self.is_v3 = "--wait" not in promote_help
-        self.rack.settle()
+        self.settle_on_rack()
         return self.read_app()
+
+    def settle_on_rack(self) -> None:
+        """Set what makes convox and the hooks reach one rack, whatever changes meanwhile."""
+        if not (self.rack or self.host):
+            with suppress(CommandFailed):
+                name = shell.capture("convox switch").strip().rpartition("\n")[2]
+                if re.fullmatch(r"[\w./-]+", name):
+                    self.rack, self.rack_source = name, "convox switch"
+        if self.rack:
+            os.environ["CONVOX_RACK"] = self.rack
+        elif self.host and not self.url:
+            password = quote(env("CONVOX_PASSWORD"), safe="")
+            os.environ["RACK_URL"] = f"https://convox:{password}@{self.host}"
 
     def check_manifest(self, manifest: Manifest, settings: Settings) -> None:
         """Raise DeployError if this CLI cannot deploy the manifest as it is meant."""
@@ -1477,7 +1470,7 @@ class Convox:
 
     def ask(self, command: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
-        rack, about = option("--rack", self.rack.name), f"{self.app} on {self.rack.label}"
+        rack, about = option("--rack", self.rack), f"{self.app} on {self.label}"
         return shell.capture(command, *rack, *arguments, about=about)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
@@ -1486,7 +1479,7 @@ class Convox:
         with suppress(Exception):
             # v3 may print errors of other racks before it
             return read(json.loads(re.split(r"(?m)^(?=[{\[])", answer, maxsplit=1)[-1]))
-        why = f"`convox api get` for {self.app} on {self.rack.label} printed no usable answer."
+        why = f"`convox api get` for {self.app} on {self.label} printed no usable answer."
         raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
     def read_app(self) -> App:
