@@ -1188,7 +1188,7 @@ class Docker:
         """
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=service)
-        has_failed = has_created = False
+        registry, has_failed = Ecr.of(reference), False
         while True:
             try:
                 return self.push_once(reference, service)
@@ -1196,10 +1196,12 @@ class Docker:
                 if re.search(IMMUTABLE, failure.output) and reference.endswith(image.id[:12]):
                     echo(f"{reference} is already in the registry.")
                     return None
-                if not has_created and Ecr.create_missing(reference, failure):
-                    has_created = True
+                if failure.status is None:
+                    raise
+                if registry and registry.create_missing(reference, failure):
+                    registry = None
                     continue
-                if has_failed or failure.status is None or failure.advice:
+                if has_failed or failure.advice:
                     raise
                 warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
@@ -1280,18 +1282,13 @@ class Ecr(NamedTuple):
         if not shell.dry_run:
             shell.capture(login, _in=password)
 
-    @classmethod
-    def create_missing(cls, reference: str, failure: CommandFailed) -> bool:
+    def create_missing(self, reference: str, failure: CommandFailed) -> bool:
         """Create a repository that a failed push may have missed. Return whether it is new."""
-        registry = cls.of(reference)
-        if not registry or failure.status is None:
-            return False
         name = reference.partition("/")[2].rpartition(":")[0]
-        where = f"--region {registry.region} --registry-id {registry.account}"
-        create = f"aws ecr create-repository {where} --repository-name {name}"
-        shell.show(create)
+        where = f"--region {self.region} --registry-id {self.account} --repository-name {name}"
+        shell.show(f"aws ecr create-repository {where}")
         try:
-            shell.capture(create)
+            shell.capture(f"aws ecr create-repository {where}")
             return True
         except CommandFailed as refusal:
             exists = "RepositoryAlreadyExists" in refusal.output
