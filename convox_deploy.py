@@ -226,9 +226,10 @@ class Deploy:
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
             manifest = self.manifest
-            builds = f" (builds nothing; images from elsewhere: {len(manifest.others)})"
+            others = len(services_in(manifest.top))
+            builds = f" (builds nothing; images from elsewhere: {others})"
             echo(f"Manifest: {settings.file}{'' if manifest.services else builds}")
-            for warning in [*manifest.warnings, *self.docker.warnings(self.images)]:
+            for warning in [*manifest.warnings(), *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
@@ -781,11 +782,9 @@ class Manifest:
     """A docker-compose.yml or convox.yml, and its services to build."""
 
     text: str = ""
+    is_compose: bool = False
+    top: dict[str, Any] = field(default_factory=lambda: {"services": {}})
     services: list[Service] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)  # services with images from elsewhere
-    is_v1: bool = False  # its services are at the top level
-    required: set[str] = field(default_factory=set)  # variables that the app must have
-    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str) -> Manifest:
@@ -803,32 +802,38 @@ class Manifest:
             top = mapping(yaml.load(text, Loader if is_compose else ConvoxLoader))
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
-        manifest, problems = cls(text, is_v1="services" not in top), list[str]()
+        manifest, problems = cls(text, is_compose, top), list[str]()
         for name, keys in services_in(top).items():
             try:
-                manifest.add(name, keys, is_compose)
+                if service := read_service(name, keys, text, is_compose):
+                    manifest.services.append(service)
             except ValueError as error:
                 problems.append(f"{path}: service {name}: {error}")
         if not (manifest.services or problems) and os.path.exists("Dockerfile"):
-            found = ", ".join(manifest.others) or "no services"
+            found = [f"{name} ({keys['image']})" for name, keys in services_in(top).items()]
             fix = f"`build: .` (Convox v3), or an image with the tag TAG: {EXAMPLE_IMAGE}"
-            problems.append(f"{path}: there is nothing to build: {found}. Add {fix}")
+            what = ", ".join(found) or "no services"
+            problems.append(f"{path}: there is nothing to build: {what}. Add {fix}")
         if problems:
             raise DeployError(*problems)
-        if not is_compose:
-            manifest.required = required_variables(top)
         return manifest
 
-    def add(self, name: str, keys: dict[str, Any], is_compose: bool) -> None:
-        """Add a service. Raise ValueError."""
-        if service := read_service(name, keys, self.text, is_compose):
-            self.services.append(service)
-        else:
-            self.others.append(f"{name} ({keys['image']})")
-        for part in [keys, *keys.values()]:
-            if lost := merged(part) - mapping(part).keys():
-                names = ", ".join(sorted(lost))
-                self.warnings.append(f"service {name}: Convox ignores merge keys (<<): {names}")
+    def warnings(self) -> Iterator[str]:
+        """Yield where Convox will not see what docker compose does."""
+        for name, keys in services_in(self.top).items():
+            for part in [keys, *keys.values()]:
+                if lost := merged(part) - mapping(part).keys():
+                    names = ", ".join(sorted(lost))
+                    yield f"service {name}: Convox ignores merge keys (<<): {names}"
+
+    @property
+    def required(self) -> set[str]:
+        """The variables in a convox.yml's lists `environment:` that have no default."""
+        lists = [keys.get("environment") for keys in [self.top, *services_in(self.top).values()]]
+        names = {str(name) for each in lists if isinstance(each, list) for name in each}
+        if self.is_compose:
+            return set()
+        return {name for name in names if "=" not in name and name != "*"}
 
     @property
     def as_they_are(self) -> list[Service]:
@@ -895,13 +900,6 @@ def merged(keys: Any) -> set[str]:
         for part in (value if isinstance(value, list) else [value])
         for key in mapping(part)
     }
-
-
-def required_variables(top: dict[str, Any]) -> set[str]:
-    """Return the variables in the lists `environment:` that have no default."""
-    lists = [keys.get("environment") for keys in [top, *services_in(top).values()]]
-    names = {str(name) for each in lists if isinstance(each, list) for name in each}
-    return {name for name in names if "=" not in name and name != "*"}
 
 
 class Scalar(str):
@@ -1456,7 +1454,7 @@ class Convox:
                 f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
                 f" Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
             )
-        elif self.is_v3 and manifest.is_v1:
+        elif self.is_v3 and "services" not in manifest.top:
             why = "Convox v3 ignores services at the top level, and would remove what runs."
             problem = f"{why} Move them under `services:`."
         elif self.is_v3 and is_default and not manifest.services:
