@@ -42,7 +42,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
@@ -173,7 +173,8 @@ class Deploy:
                 yield from self.manifest.use_tags(self.result.images)
             else:
                 self.images = self.manifest.images(settings.app)
-                yield from self.docker.missing_files(self.images) if is_final else []
+                if is_final:
+                    yield from self.docker.missing_files(self.images)
         except DeployError as error:
             yield from error.args
         yield from self.manifest.conflicts(bool(settings.tag and settings.builds_images))
@@ -2110,6 +2111,15 @@ class Settings:
     rollback: str | None
     docker_build_args: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Let --rollback win over --release, and both over what is about building."""
+        if self.rollback:
+            self.release = None
+        if self.old_release:
+            self.tag = self.images_from = None
+            self.cache_from_running = self.no_promote = False
+            self.docker_build_args = ()
+
     @property
     def app_source(self) -> str:
         source, default = default_app()
@@ -2145,13 +2155,6 @@ class Settings:
         old, new = self.images_from, self.result
         if old and new and os.path.realpath(old) == os.path.realpath(new):
             yield "--from and --result name the same file. Use two files."
-
-    def for_old_release(self) -> Settings:
-        """Return them for --release or --rollback, which win over what is about building."""
-        return replace(
-            self, tag=None, images_from=None, cache_from_running=False, no_promote=False,
-            docker_build_args=(), release=None if self.rollback else self.release,
-        )  # fmt: skip
 
 
 def source_of(value: str | None, otherwise: str, *variables: str) -> str:
@@ -2248,8 +2251,6 @@ def main(**options: Any) -> None:
     if is_default:
         options["file"] = "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
     settings = Settings(**options, has_default_file=is_default)
-    if settings.old_release:
-        settings = settings.for_old_release()
     if problems := list(settings.problems()):
         raise click.UsageError("\n".join(problems))
     if sys.stdout is None or sys.stderr is None:
