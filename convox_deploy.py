@@ -42,7 +42,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
@@ -89,8 +89,7 @@ class Deploy:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.step_name = settings, "preflight"
         self.result = Result(app=settings.app, release=settings.release or "")
-        self.rack = Rack(settings.rack)
-        self.convox = Convox(settings.app, self.rack)
+        self.convox = Convox(settings.app, settings.rack)
         self.docker = Docker(settings.docker_build_args)
         self.commit, self.manifest = Commit(), Manifest()
         self.images: list[Image] = []
@@ -132,7 +131,7 @@ class Deploy:
     def preflight(self) -> None:
         """Check everything that can be checked ahead, and log in to the registries."""
         with self.step("preflight"):
-            problems = list(self.rack.problems())
+            problems = list(self.convox.rack_problems())
             if not self.settings.rollback:
                 problems += hook_problems()
             problems += self.read_manifest(is_final=not self.has_before_build)
@@ -145,7 +144,7 @@ class Deploy:
                 checks = [self.log_in, self.docker.check, *checks]  # the slowest first
             shell.parallel(self.note_problem, checks)
             if not (self.problems or self.settings.old_release):
-                self.note_problem(self.prepare_builds)
+                self.note_problem(lambda: prepare_builds(self))
             if self.problems and not shell.dry_run:
                 raise DeployError(*self.problems)
             for problem in self.problems:
@@ -175,73 +174,11 @@ class Deploy:
                 yield from self.manifest.use_tags(self.result.images)
             else:
                 self.images = self.manifest.images(settings.app)
-                yield from self.docker.missing_files(self.images) if is_final else []
+                if is_final:
+                    yield from self.docker.missing_files(self.images)
         except DeployError as error:
             yield from error.args
         yield from self.manifest.conflicts(bool(settings.tag and settings.builds_images))
-
-    def prepare_builds(self) -> None:
-        """Check what this manifest needs from docker and the rack. Raise DeployError."""
-        if problem := self.problem_of_manifest():
-            raise DeployError(f"{self.settings.file}: {problem}")
-        known = {"BUILD_APP": self.settings.app, "BUILD_GIT_SHA": self.commit.hash}
-        arguments: dict[str, bool] = {}
-        for image in self.images:
-            arguments.update(self.docker.arguments(image.build))
-        needs_environment = self.manifest.as_they_are or self.manifest.required
-        unknown = {name: arguments[name] for name in arguments if name not in known}
-        if needs_environment or unknown:
-            known = {**self.read_environment(unknown), **known}
-        for image in self.images:
-            names = self.docker.arguments(image.build)
-            image.arguments = {name: known[name] for name in names if name in known}
-            for name in filter(READ_BY_DOCKER.fullmatch, image.arguments):
-                why = f"ARG {name}: docker itself would follow the app's value."
-                raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
-
-    def problem_of_manifest(self) -> str:
-        """Return why this convox CLI cannot deploy the manifest as it is meant."""
-        manifest, file = self.manifest, self.settings.file
-        if manifest.as_they_are and not self.convox.has_external:
-            fix = f"Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
-            problem = f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
-            return f"{problem} {fix}"
-        if self.convox.is_v3 and manifest.is_v1:
-            why = "Convox v3 ignores services at the top level, and would remove what runs."
-            return f"{why} Move them under `services:`."
-        is_default = file == "docker-compose.yml" and not self.settings.is_file_named
-        if self.convox.is_v3 and is_default and not manifest.services:
-            return (
-                f"It builds nothing, and Convox v3 reads convox.yml. If you mean it, add: -m {file}"
-            )
-        return ""
-
-    def read_environment(self, arguments: dict[str, bool]) -> dict[str, str]:
-        """Return the app's environment. Raise DeployError if it is needed, or lacks a value."""
-        try:
-            environment = self.convox.environment
-        except CommandFailed as failure:
-            if self.manifest.as_they_are:  # `convox build --external` reads it, too
-                raise
-            required = [name for name in arguments if not arguments[name]]
-            if names := required or list(arguments):
-                problem = (
-                    f"ARG {', '.join(names)} may come from the app's environment, which cannot be"
-                    f" read: {failure.output.splitlines()[-1]}\n"
-                    f"To give a value, set the variable and add `-- --build-arg {names[0]}`."
-                )
-                if required:
-                    raise DeployError(problem) from None
-                warn(problem)
-            return {}
-        if missing := self.manifest.required - environment.keys():
-            fix = f"Set them: {self.convox.to_type('env set NAME=VALUE')}."
-            problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
-            if not (self.has_before_build and self.step_name == "preflight"):
-                raise DeployError(problem)
-            warn(problem)  # the hook may set them
-            del self.convox.environment
-        return environment
 
     def check_git(self) -> None:
         may_have_tags = self.has_before_build or any(self.manifest.repositories)
@@ -282,13 +219,19 @@ class Deploy:
         """Print what is deployed where, and set the variables that hooks get."""
         settings, commit = self.settings, self.commit
         doing = "Rolling back" if settings.rollback else "Deploying"
-        what = settings.old_release or f"{commit.describe} {commit.quoted_subject}"
+        subject = commit.subject and f'"{commit.subject}"'
+        what = settings.old_release or f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        echo(f"{doing} {app} on {self.rack.introduction}", bold=True)
+        convox = self.convox
+        source = f" ({convox.rack_source})" if convox.rack or convox.host else ""
+        echo(f"{doing} {app} on {convox.label}{source}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
-            echo(f"Manifest: {settings.file}{self.manifest.summary}")
-            for warning in self.manifest.warnings + self.docker.warnings(self.images):
+            manifest = self.manifest
+            others = len(services_in(manifest.top))
+            builds = f" (builds nothing; images from elsewhere: {others})"
+            echo(f"Manifest: {settings.file}{'' if manifest.services else builds}")
+            for warning in [*manifest.warnings(), *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
@@ -296,7 +239,7 @@ class Deploy:
         """Set the variables that hooks get."""
         os.environ.update(
             APP_NAME=self.settings.app,
-            RACK_NAME=self.rack.name,
+            RACK_NAME=self.convox.rack,
             GIT_HASH=self.commit.hash,
             GIT_BRANCH=self.commit.branch,
             GIT_DESCRIPTION=self.commit.title,
@@ -346,7 +289,7 @@ class Deploy:
             raise DeployError(*problems)
         if self.manifest.repositories != repositories:
             self.log_in()
-        self.prepare_builds()
+        prepare_builds(self)
 
     def use_running_images_as_cache(self) -> None:
         """Let builds reuse layers of the running images, and later builds reuse ours."""
@@ -373,7 +316,7 @@ class Deploy:
                     self.docker.inspect(image)
                     echo(f"Image for {names_of(image.services)}: {image.platform}")
                 for service in image.services:
-                    service.tag = self.settings.tag or self.commit.tag(image.short_id)
+                    service.tag = self.settings.tag or self.commit.tag(image.id[:12])
             repositories, at_once = self.manifest.repositories, self.settings.parallel
             pushed = shell.parallel(self.push_to, repositories, at_once)
             self.result.images = [record for records in pushed for record in records]
@@ -389,9 +332,9 @@ class Deploy:
             if names:
                 reference = repository and f"{repository}:{image.services[0].tag}"
                 digest = self.docker.push(image, reference, names[0]) if repository else None
-                record = dict[str, Any](image=reference, digest=digest, platform=image.platform)
-                record.update(services=names, build_seconds=image.build_seconds)
-                records.append(record)
+                pushed = {"image": reference, "digest": digest, "platform": image.platform}
+                seconds = image.build_seconds
+                records.append({**pushed, "services": names, "build_seconds": seconds})
         return records
 
     def release(self) -> None:
@@ -405,7 +348,7 @@ class Deploy:
                     old, new, name, f"{name} as uploaded", lineterm=""
                 ):
                     echo(line)
-            own = [image for image in self.images if not image.is_in_a_registry]
+            own = [each for each in self.images if not all(s.repository for s in each.services)]
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
             title = self.commit.title or self.settings.app
             about = self.settings.description or f"{title} {run_url()}".strip()
@@ -461,7 +404,7 @@ class Deploy:
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
             if not app.release or app != (self.result.release, "running"):
-                raise DeployError(f"{self.why_not_running(app, failure)}\n{failure or ''}".strip())
+                raise DeployError(f"{why_not_running(self, app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
                 warn(f"The rack reports {app.release} running, although {failure}")
@@ -472,23 +415,55 @@ class Deploy:
         else:
             self.convox.promote(self.result.release)
 
-    def why_not_running(self, app: App, failure: CommandFailed | None) -> str:
-        """Return why another release than ours is running after the promote."""
-        before, release = self.result.running_before, self.result.release or "the new release"
-        if app.status == "failed":
-            return f"{self.settings.app} is failed: {FAILED_FOR_GOOD}"
-        if app.release != before and not self.result.release:
-            return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
-        if app.release != before:
-            known = "Somebody else promoted" if self.result.release else "The rack runs"
-            return f"{known} {app.release or 'nothing'}."
-        if failure and "Waiting for app to be ready... ERROR" in failure.output:
-            return f"The update that it waited for was rolled back. {release} was never requested."
-        was_refused = failure and "is currently updating" in failure.output
-        if was_refused or (failure and not self.convox.was_busy):
-            return f"The rack did not promote {release}."
-        why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
-        return "\n".join([why, *self.convox.unhealthy.values()])
+
+def prepare_builds(deploy: Deploy) -> None:
+    """Give the Dockerfiles the values that they would have on the rack. Raise DeployError."""
+    manifest, docker = deploy.manifest, deploy.docker
+    deploy.convox.check_manifest(manifest, deploy.settings)
+    known = {"BUILD_APP": deploy.settings.app, "BUILD_GIT_SHA": deploy.commit.hash}
+    unknown = {
+        name: has_default
+        for image in deploy.images
+        for name, has_default in docker.arguments(image.build).items()
+        if name not in known
+    }
+    if unknown or manifest.as_they_are or manifest.required:
+        known = {**read_environment(deploy, unknown), **known}
+    for image in deploy.images:
+        for name in docker.arguments(image.build):
+            if name in known:
+                image.arguments[name] = known[name]
+            if name in known and READ_BY_DOCKER.fullmatch(name):
+                why = f"ARG {name}: docker itself would follow the app's value."
+                raise DeployError(f"{why} Rename it, or add `-- --build-arg {name}=VALUE`.")
+
+
+def read_environment(deploy: Deploy, arguments: dict[str, bool]) -> dict[str, str]:
+    """Return the app's environment. Raise DeployError if it is needed, or lacks a value."""
+    try:
+        environment = deploy.convox.environment
+    except CommandFailed as failure:
+        if deploy.manifest.as_they_are:  # `convox build --external` reads it, too
+            raise
+        required = [name for name in arguments if not arguments[name]]
+        if names := required or list(arguments):
+            problem = (
+                f"ARG {', '.join(names)} may come from the app's environment, which cannot be"
+                f" read: {failure.output.splitlines()[-1]}\n"
+                f"To give a value, set the variable and add `-- --build-arg {names[0]}`."
+            )
+            if required:
+                raise DeployError(problem) from None
+            warn(problem)
+        return {}
+    if missing := deploy.manifest.required - environment.keys():
+        fix = f"Set them: {deploy.convox.to_type('env set NAME=VALUE')}."
+        problem = f"The app has no value for {', '.join(sorted(missing))}. {fix}"
+        if not (deploy.has_before_build and deploy.step_name == "preflight"):
+            raise DeployError(problem)
+        warn(problem)  # the hook may set them
+        del deploy.convox.environment
+    return environment
 
 
 def hook_path(name: str) -> Path:
@@ -513,15 +488,12 @@ def hook_problems() -> Iterator[str]:
 
 def shebang_problem(path: Path) -> str:
     """Return why a script could not start, "" if it can or is a binary."""
-    with path.open("rb") as file:
-        line = file.readline(1000)
-    if line.endswith(b"\r\n"):
+    line = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
+    if line.endswith("\r"):
         return f"has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}"
-    words = re.findall(r"(?<!\S)[^\s=-][^\s=]*(?!\S)", line[2:].decode(errors="replace"))
-    if line.startswith(b"#!") and words:
-        program = words[1] if words[0].endswith("/env") and words[1:] else words[0]
-        return "" if shutil.which(program) else f"needs {program}, which is not installed here."
-    return "" if b"\0" in line else "must start with a line such as #!/bin/sh."
+    if match := re.match(r"#!\s*(?:\S+/env\s+(?:-S\s+)?)?(\S+)", line):
+        return "" if shutil.which(match[1]) else f"needs {match[1]}, which is not installed here."
+    return "" if "\0" in line else "must start with a line such as #!/bin/sh."
 
 
 def names_of(services: Iterable[Service]) -> str:
@@ -577,15 +549,16 @@ def run_deploy(settings: Settings) -> int:
         shell.raise_if_stopped()
     except Exception as caught:
         error = as_deploy_error(caught)
-        is_early = deploy.step_name == "preflight" and error.exit_code == FAILED
-        result.exit_status = NOT_STARTED if is_early else error.exit_code
         result.status, result.failed_step = "failed", deploy.step_name
+        result.exit_status = error.exit_code
+        if deploy.step_name == "preflight" and error.exit_code == FAILED:
+            result.exit_status = NOT_STARTED
         if deploy.step_name in ("build", "push"):
             result.failed_service = error.about
-        result.error = redact(str(error))
+        errors = [str(error)]
         if isinstance(error, Stopped):
-            reasons = [*deploy.problems, *deploy.convox.unhealthy.values()]
-            result.error = redact("\n".join([str(error), *reasons]))
+            errors += [*deploy.problems, *deploy.convox.unhealthy.values()]
+        result.error = redact("\n".join(errors))
         state = state_after(deploy, error)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
@@ -620,6 +593,25 @@ def as_deploy_error(error: Exception) -> DeployError:
     )
 
 
+def why_not_running(deploy: Deploy, app: App, failure: CommandFailed | None) -> str:
+    """Return why another release than ours is running after the promote."""
+    before, release = deploy.result.running_before, deploy.result.release
+    output = failure.output if failure else ""
+    if app.status == "failed":
+        return f"{deploy.result.app} is failed: {FAILED_FOR_GOOD}"
+    if app.release != before and not release:
+        return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
+    if app.release != before:
+        return f"Somebody else promoted {app.release or 'nothing'}."
+    release = release or "the new release"
+    if "Waiting for app to be ready... ERROR" in output:
+        return f"The update that it waited for was rolled back. {release} was never requested."
+    if "is currently updating" in output or (failure and not deploy.convox.was_busy):
+        return f"The rack did not promote {release}."
+    why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
+    return "\n".join([why, *deploy.convox.unhealthy.values()])
+
+
 def state_after(deploy: Deploy, error: DeployError) -> str:
     """Return what a failed deploy leaves behind and, from the second line on, what to do."""
     result = deploy.result
@@ -644,13 +636,17 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
 def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     """Return what is running after a failed promote, and what to do."""
     convox, result, old = deploy.convox, deploy.result, deploy.settings.rollback
-    again = f"To try again, {same_command('release', result.release)}."
-    before, copy = result.running_before or "nothing", ""
+    again, copy = f"To try again, {same_command('release', result.release)}.", ""
     if old:
         again = f"To try again, {same_command('rollback', old)}."
-        if result.release:
-            copy = f" {result.release}, a copy of {old}, is now the newest release."
-    app = App(result.running, "running") if result.running else ask_once_more(convox)
+    if old and result.release:
+        copy = f" {result.release}, a copy of {old}, is now the newest release."
+    app = App(result.running, "running")
+    if not result.running:
+        app = App()
+        shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
+        with suppress(DeployError):
+            app = convox.read_app()
     if app.status == "failed":
         return f"{result.app} is failed.{copy}"
     if app.status == "running" and (app.release != result.running_before or not is_stopped):
@@ -660,35 +656,25 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
         elif app.release != result.running_before and not old:
             again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
+    before = f"{result.running_before or 'nothing'} was running before it.{copy}"
     ours = (result.release or app.release, result.running_before)  # v2 reports the old one
     if app.status == "updating" and app.release in ours:
-        return (
-            f"The promote is still in progress; {before} was running before it.{copy}\n"
-            f"To cancel it: {convox.to_type('apps cancel')}."
-            " That adds a release that copies the newest one."
-        )
-    return (
-        f"The promote was requested and may still be in progress; {before} was running before it."
-        f"{copy}\nTo look: {convox.to_type('apps info')}. {again}"
-    )
-
-
-def ask_once_more(convox: Convox) -> App:
-    """Ask the rack what is running, also after a signal."""
-    shell.allow_commands(LAST_WORDS_SECONDS)
-    with suppress(DeployError):
-        return convox.read_app()
-    return App()
+        cancel = f"{convox.to_type('apps cancel')}. That adds a release that copies the newest one."
+        return f"The promote is still in progress; {before}\nTo cancel it: {cancel}"
+    look = f"{convox.to_type('apps info')}. {again}"
+    return f"The promote was requested and may still be in progress; {before}\nTo look: {look}"
 
 
 def print_end(deploy: Deploy, state: str) -> None:
     settings, result = deploy.settings, deploy.result
     if result.status == "failed":
         echo(f"\n{result.failed_step} failed:", err=True, fg="red", bold=True)
-        live, _, what_to_do = state.partition("\n")
+        live, *what_to_do = state.splitlines()
         echo(result.error, err=True)
         echo(live, err=True, fg="yellow")
-        return echo(what_to_do, err=True) if what_to_do else None
+        for line in what_to_do:
+            echo(line, err=True)
+        return
     if settings.dry_run:
         echo("\nIDs in capital letters are known only during a deploy.")
         return echo("Dry run: nothing was changed.", bold=True)
@@ -697,7 +683,7 @@ def print_end(deploy: Deploy, state: str) -> None:
         echo(f"\nBuilt release {result.release}, and did not promote it.", bold=True)
         return echo(how_to_resume(result.release))
     echo(f"\n{result.app} is now running {result.release}.", fg="green", bold=True)
-    echo(f"Verified: {deploy.rack.label} reports {result.release} running.")
+    echo(f"Verified: {deploy.convox.label} reports {result.release} running.")
     if result.running_before not in ("", result.release):
         login = "use a login that is allowed to, and " if deploy.convox.is_restricted else ""
         echo(f"To roll back, {login}{same_command('rollback', result.running_before)}.")
@@ -731,14 +717,11 @@ def images_of_result(path: str) -> list[dict[str, Any]]:
 def remove_result(path: Path) -> None:
     """Remove an earlier result, so that it is not mistaken for a new one. Raise UsageError."""
     try:
-        if os.path.lexists(path):
-            is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
-            if not (is_plain and (not path.stat().st_size or read_result(str(path)))):
-                raise click.UsageError(
-                    f"--result {path} would replace a file that is not a result."
-                )
-            path.unlink()
-        path.touch()  # fails now rather than after the deploy
+        if not os.path.lexists(path):
+            path.touch()  # fails now rather than after the deploy
+        is_plain = path.is_file() and not path.is_symlink()  # not /dev/null, as root
+        if not is_plain or (path.stat().st_size and not read_result(str(path))):
+            raise click.UsageError(f"--result {path} would replace a file that is not a result.")
         path.unlink()
     except OSError as error:
         raise click.UsageError(f"--result {path}: {error.strerror}.") from None
@@ -796,21 +779,15 @@ class Service:
     tag_offset: int = 0  # where TAG is in the manifest's text, if it names an image
     tag: str = field(default="", compare=False)  # that replaces TAG
 
-    @property
-    def registry(self) -> str:
-        return self.repository.partition("/")[0]
-
 
 @dataclass
 class Manifest:
     """A docker-compose.yml or convox.yml, and its services to build."""
 
     text: str = ""
+    is_compose: bool = False
+    top: dict[str, Any] = field(default_factory=lambda: {"services": {}})
     services: list[Service] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)  # services with images from elsewhere
-    is_v1: bool = False  # its services are at the top level
-    required: set[str] = field(default_factory=set)  # variables that the app must have
-    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str) -> Manifest:
@@ -825,46 +802,48 @@ class Manifest:
         is_compose = "compose" in os.path.basename(path)
         try:
             text = Path(path).read_bytes().decode()  # keep CRLF line endings
-            top = top_level(text, Loader if is_compose else ConvoxLoader)
-            required = set[str]() if is_compose else required_variables(top)
+            top = mapping(yaml.load(text, Loader if is_compose else ConvoxLoader))
+            check_environment({} if is_compose else top)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise DeployError(f"{path}: not valid YAML: {error}") from None
-        manifest, problems = cls(text, is_v1="services" not in top, required=required), list[str]()
+        manifest, problems = cls(text, is_compose, top), list[str]()
         for name, keys in services_in(top).items():
             try:
-                manifest.add(name, keys, is_compose)
+                if service := read_service(name, keys, text, is_compose):
+                    manifest.services.append(service)
             except ValueError as error:
                 problems.append(f"{path}: service {name}: {error}")
-        is_empty = not manifest.others or os.path.exists("Dockerfile")
+        found = [f"{name} ({keys.get('image')})" for name, keys in services_in(top).items()]
+        is_empty = not found or os.path.exists("Dockerfile")
         if is_empty and not (manifest.services or problems):
-            found = ", ".join(manifest.others) or "no services"
             fix = f"`build: .` (Convox v3), or an image with the tag TAG: {EXAMPLE_IMAGE}"
-            problems.append(f"{path}: there is nothing to build: {found}. Add {fix}")
+            what = ", ".join(found) or "no services"
+            problems.append(f"{path}: there is nothing to build: {what}. Add {fix}")
         if problems:
             raise DeployError(*problems)
         return manifest
 
-    def add(self, name: str, keys: dict[str, Any], is_compose: bool) -> None:
-        """Add a service. Raise ValueError."""
-        if service := read_service(name, keys, self.text, is_compose):
-            self.services.append(service)
-        else:
-            self.others.append(f"{name} ({keys['image']})")
-        for part in [keys, *keys.values()]:
-            if lost := merged(part) - mapping(part).keys():
-                names = ", ".join(sorted(lost))
-                self.warnings.append(f"service {name}: Convox ignores merge keys (<<): {names}")
+    def warnings(self) -> Iterator[str]:
+        """Yield where Convox will not see what docker compose does."""
+        for name, keys in services_in(self.top).items():
+            for part in [keys, *keys.values()]:
+                if lost := merged(part) - mapping(part).keys():
+                    names = ", ".join(sorted(lost))
+                    yield f"service {name}: Convox ignores merge keys (<<): {names}"
+
+    @property
+    def required(self) -> set[str]:
+        """The variables in a convox.yml's lists `environment:` that have no default."""
+        lists = [keys.get("environment") for keys in [self.top, *services_in(self.top).values()]]
+        names = {str(name) for each in lists if isinstance(each, list) for name in each}
+        if self.is_compose:
+            return set()
+        return {name for name in names if "=" not in name and name != "*"}
 
     @property
     def as_they_are(self) -> list[Service]:
         """The services whose images convox pushes to the rack's registry."""
         return [service for service in self.services if not service.repository]
-
-    @property
-    def summary(self) -> str:
-        if self.services:
-            return ""
-        return f" (builds nothing; images from elsewhere: {len(self.others)})"
 
     @property
     def repositories(self) -> list[str]:
@@ -928,14 +907,6 @@ def merged(keys: Any) -> set[str]:
     }
 
 
-def required_variables(top: dict[str, Any]) -> set[str]:
-    """Return the variables in the lists `environment:` that have no default."""
-    check_environment(top)
-    lists = [keys.get("environment") for keys in [top, *services_in(top).values()]]
-    names = {str(name) for each in lists if isinstance(each, list) for name in each}
-    return {name for name in names if "=" not in name and name != "*"}
-
-
 class Scalar(str):
     """A YAML scalar as written, with its position in the text."""
 
@@ -966,11 +937,6 @@ class ConvoxLoader(Loader):
 ConvoxLoader.add_constructor("tag:yaml.org,2002:merge", Loader.scalar)
 
 
-def top_level(text: str, loader: Any = Loader) -> dict[str, Any]:
-    """Return the keys of a manifest. Raise yaml.YAMLError."""
-    return mapping(yaml.load(text, loader))
-
-
 def services_in(top: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the keys of each service."""
     at_top = {name: keys for name, keys in top.items() if str(name)[:2] != "x-"}  # compose v1
@@ -996,7 +962,7 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
             f"a Compose file needs an image here. Add this line: image: {EXAMPLE_IMAGE}"
         )
     if image is None:
-        return Service(name, read_build(keys, CONVOX_KEYS))
+        return Service(name, read_build(keys, is_compose))
     match = re.fullmatch(ALMOST_TAG, str(image))
     if not match:
         if not keys.get("build"):
@@ -1009,8 +975,7 @@ def read_service(name: str, keys: dict[str, Any], text: str, is_compose: bool) -
         problem = f"image {image} must name a registry and repository, in lowercase."
         fix = f"Write it as {EXAMPLE_IMAGE} or docker.io/<user>/<repository>:TAG"
         raise ValueError(f"{problem} {fix}")
-    names = COMPOSE_KEYS if is_compose else CONVOX_KEYS
-    return Service(name, read_build(keys, names), match[1], offset + 1)
+    return Service(name, read_build(keys, is_compose), match[1], offset + 1)
 
 
 def check_environment(keys: dict[str, Any]) -> None:
@@ -1018,45 +983,41 @@ def check_environment(keys: dict[str, Any]) -> None:
         raise ValueError("environment must be a list, with lines such as `- NAME=value`.")
 
 
-def read_build(keys: dict[str, Any], names: dict[str, str]) -> Build:
-    """Return how a service is built. `names` are the keys that count. Raise ValueError."""
-    build, given = keys.get("build"), dict[str, Any](platform=keys.get("platform"))
-    if names is COMPOSE_KEYS:
+def read_build(keys: dict[str, Any], is_compose: bool) -> Build:
+    """Return how a service is built. Raise ValueError."""
+    build, names = keys.get("build"), COMPOSE_KEYS if is_compose else CONVOX_KEYS
+    given = dict[str, Any](platform=keys.get("platform"))
+    if is_compose:
         given["dockerfile"] = keys.get("dockerfile")  # in Compose v1, it is a key of the service
     if not isinstance(build, dict):
         build = {next(iter(names)): build}
     for key in build.keys() - names:
-        if names is CONVOX_KEYS:
+        if not is_compose:
             raise ValueError(f"Convox ignores build.{key}. Use path, manifest and args.")
         if key not in IGNORED_KEYS:
             fix = "Use a docker build option after `--`."
             raise ValueError(f"build.{key} is not supported. {fix}")
     given.update({names[key]: value for key, value in build.items() if key in names})
-    args = read_args(given.pop("args", None) or [], may_be_mapping=names is COMPOSE_KEYS)
-    given = {name: checked_word(value) for name, value in given.items() if value}
+    args = read_args(given.pop("args", None) or [], is_compose)
+    given = {name: word for name, word in given.items() if word}
+    for word in [*given.values(), *args]:
+        if not isinstance(word, str) or "$" in word:
+            fix = "Write a string without variables, or use a docker build option after `--`."
+            raise ValueError(f"`build:` contains {word!r}. {fix}")
     for name in given.keys() & {"context", "dockerfile"}:  # `.` and `./` are the same build
         if "://" not in given[name]:
             given[name] = os.path.normpath(given[name])
-    return Build(args=tuple(map(checked_word, args)), **given)
+    return Build(args=tuple(args), **given)
 
 
-def read_args(args: Any, may_be_mapping: bool) -> list[Any]:
+def read_args(args: Any, is_compose: bool) -> list[Any]:
     """Return build arguments as NAME=VALUE or NAME. Raise ValueError."""
-    if may_be_mapping and isinstance(args, dict):
-        return [
-            f"{name}={args[name]}" if isinstance(args[name], str) else args[name] or name
-            for name in args
-        ]
+    if is_compose and isinstance(args, dict):
+        pairs = args.items()
+        return [f"{name}={word}" if isinstance(word, str) else word or name for name, word in pairs]
     if not isinstance(args, list):
         raise ValueError("build.args must be a list, with lines such as `- NAME=value`.")
     return args
-
-
-def checked_word(word: Any) -> str:
-    if not isinstance(word, str) or "$" in word:
-        fix = "Write a string without variables, or use a docker build option after `--`."
-        raise ValueError(f"`build:` contains {word!r}. {fix}")
-    return word
 
 
 # --- docker ---------------------------------------------------------------------------
@@ -1070,40 +1031,54 @@ MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
 IMMUTABLE = "because the (tag|repository) is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
-# The first pattern that is found in a failed command and its output decides.
-DOCKER_ADVICE = {
-    "permission denied while trying": "Your user is not allowed to use Docker."
-    " Run `sudo usermod -aG docker $USER`. Then log in again or, in CI, restart the agent.",
-    r"client version \S+ is too": "The docker client does not fit the engine."
-    " Unset DOCKER_API_VERSION, or install a newer client.",
-    "^`docker version.*(tcp|HTTPS server|ca.pem)": "DOCKER_HOST's engine cannot be reached."
-    " Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.",
-    "^`docker version.* connect": "Start Docker Desktop, or run `sudo systemctl start docker`.",
-    "credentials - err: (exec|docker-cred)": "docker's credential helper is missing."
-    ' Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.',
-    "out: `not implemented": "A credential helper logs docker in to this"
-    " registry: set SKIP_ECR_AUTH=1.",
-    "credentials - err": "docker cannot use its store of credentials."
-    ' Unlock it, or remove "credsStore" from ~/.docker/config.json.',
-    r"(/v2/|oauth token)[^\n]*x509: ": "Docker does not trust the registry's certificate."
-    " Put its CA into /etc/docker/certs.d/<registry>/ca.crt.",
-    "^`docker login.*daemon": "Check that docker can reach the registry, and this machine's clock.",
-    "^`docker build.*(pull access denied|failed to resolve source|no basic auth)": "To pull a base"
-    " image, log docker in to its registry in deploy/before_build.sh.",
-    "^`docker (build|login)": "",  # what is below is about pushes
-    "^`docker image inspect": "If the builder does not load images into docker, add `-- --load`.",
-    "maximum allowed number": "ECR's limit is reached. Delete old images or tags, or give the"
-    " repository a lifecycle policy.",
-    IMMUTABLE: "This tag already exists and the repository's tags are immutable."
-    " Unset IMAGE_TAG or choose a new tag.",
-    "(?i)token has expired": "Log in again. If docker has just done so, an older login is used:"
-    " run `docker logout https://<registry>`.",
-    r"(?i)(?<!/)\b(no basic auth|unauthorized)": "docker is not logged in to this registry."
-    " Run `docker login <registry>`, or unset SKIP_ECR_AUTH.",
-    r"(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)": "You are not allowed to push"
-    " to this repository, or docker's login has expired."
-    " For ECR, see IAM policies in docs/ci.md of convox-deploy.",
-}
+# The first pattern that is found in a failed command or its output decides.
+DOCKER_ADVICE = rf"""
+permission denied while trying
+    Your user is not allowed to use Docker.
+    Run `sudo usermod -aG docker $USER`.
+    Then log in again or, in CI, restart the agent.
+client version \S+ is too
+    The docker client does not fit the engine.
+    Unset DOCKER_API_VERSION, or install a newer client.
+^`docker version.*(tcp|HTTPS server|ca.pem)
+    DOCKER_HOST's engine cannot be reached.
+    Correct DOCKER_HOST and DOCKER_CERT_PATH or, in GitLab, add the service docker:dind.
+^`docker version.* connect
+    Start Docker Desktop, or run `sudo systemctl start docker`.
+credentials - err: (exec|docker-cred)
+    docker's credential helper is missing.
+    Install it, or remove "credsStore" and "credHelpers" from ~/.docker/config.json.
+out: `not implemented
+    A credential helper logs docker in to this registry: set SKIP_ECR_AUTH=1.
+credentials - err
+    docker cannot use its store of credentials.
+    Unlock it, or remove "credsStore" from ~/.docker/config.json.
+(/v2/|oauth token)[^\n]*x509:
+    Docker does not trust the registry's certificate.
+    Put its CA into /etc/docker/certs.d/<registry>/ca.crt.
+^`docker login.*daemon
+    Check that docker can reach the registry, and this machine's clock.
+^`docker build.*(pull access denied|failed to resolve source|no basic auth)
+    To pull a base image, log docker in to its registry in deploy/before_build.sh.
+# What is below is about pushes.
+^`docker (build|login)
+^`docker image inspect
+    If the builder does not load images into docker, add `-- --load`.
+maximum allowed number
+    ECR's limit is reached. Delete old images or tags, or give the repository a lifecycle policy.
+{IMMUTABLE}
+    This tag already exists and the repository's tags are immutable.
+    Unset IMAGE_TAG or choose a new tag.
+(?i)token has expired
+    Log in again.
+    If docker has just done so, an older login is used: run `docker logout https://<registry>`.
+(?i)(?<!/)\b(no basic auth|unauthorized)
+    docker is not logged in to this registry.
+    Run `docker login <registry>`, or unset SKIP_ECR_AUTH.
+(?i)(?<!/)\b(forbidden|denied|not authorized|HTTP 403)\b(?!-)
+    You are not allowed to push to this repository, or docker's login has expired.
+    For ECR, see IAM policies in docs/ci.md of convox-deploy.
+"""
 
 
 @dataclass
@@ -1113,7 +1088,7 @@ class Image:
     build: Build
     services: list[Service]
     local: str  # its name in docker, unique per deploy
-    id: str = "sha256:IMAGE_ID"
+    id: str = "IMAGE_ID"  # without sha256:
     platform: str = ""  # such as linux/amd64
     cache: list[str] = field(default_factory=list)  # options of docker build
     arguments: dict[str, str] = field(default_factory=dict)  # values for the Dockerfile's ARGs
@@ -1122,14 +1097,6 @@ class Image:
     @property
     def name(self) -> str:
         return self.services[0].name
-
-    @property
-    def is_in_a_registry(self) -> bool:
-        return all(service.repository for service in self.services)
-
-    @property
-    def short_id(self) -> str:
-        return self.id.partition(":")[2][:12]
 
 
 class Docker:
@@ -1142,33 +1109,31 @@ class Docker:
     def check(self) -> None:
         shell.capture("docker version --format {{.Server.Version}}", _err_to_out=True)
 
-    def warnings(self, images: list[Image]) -> list[str]:
-        """Return what may surprise about the images, before they are built."""
-        warnings = []
-        platform = env("DOCKER_DEFAULT_PLATFORM") or any(image.build.platform for image in images)
-        if images and MACHINE in ("arm64", "aarch64") and not (platform or self.given_platform):
+    def warnings(self, images: list[Image]) -> Iterator[str]:
+        """Yield what may surprise about the images, before they are built."""
+        platforms = [self.given("--platform"), env("DOCKER_DEFAULT_PLATFORM")]
+        platforms += [image.build.platform for image in images]
+        if images and MACHINE in ("arm64", "aarch64") and not any(platforms):
             fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
-            warnings.append(f"builds linux/arm64. {fix}")
-        registries, config = (
-            {each.registry for image in images for each in image.services},
-            docker_config(),
-        )
+            yield f"builds linux/arm64. {fix}"
+        config = ""  # names the registries that docker is logged in to
+        with suppress(OSError):
+            directory = env("DOCKER_CONFIG") or Path.home() / ".docker"
+            config = Path(directory, "config.json").read_text()
+        repositories = [each.repository for image in images for each in image.services]
+        registries = {repository.partition("/")[0] for repository in repositories}
         for registry in sorted(registries - {""}):
             if not (Ecr.of(registry) or registry in config or "credsStore" in config):
                 fix = f"If it needs one: docker login {registry}"
-                warnings.append(f"docker has no login to {registry}. {fix}")
-        return warnings
+                yield f"docker has no login to {registry}. {fix}"
 
-    @property
-    def given_platform(self) -> str:
-        """The platforms that are asked for after `--`."""
-        found = re.findall(r"\0--platform[\0=]([^\0]+)", "\0" + "\0".join(self.build_args))
+    def given(self, option: str) -> str:
+        """Return the value of an option that is given after `--`. The last one counts."""
+        found = re.findall(rf"\0(?:{option})[\0=]?([^\0]+)", "\0" + "\0".join(self.build_args))
         return found[-1] if found else ""
 
     def dockerfile(self, build: Build) -> Path:
-        """Return the path of a build's Dockerfile, which `--file` after `--` overrides."""
-        given = re.search(r"(?:^|\0)(?:-f|--file)[\0=]?([^\0]+)", "\0".join(self.build_args))
-        return Path(given[1] if given else build.path)
+        return Path(self.given("-f|--file") or build.path)
 
     def missing_files(self, images: Iterable[Image]) -> Iterator[str]:
         """Yield what docker build would find only after the builds before it."""
@@ -1216,11 +1181,11 @@ class Docker:
         """Record the image's ID and platform. Raise CommandFailed if docker does not know it."""
         words, fields = "docker image inspect --format", "{{.Id}} {{.Os}}/{{.Architecture}}"
         answer = shell.capture(words, fields, image.local, about=image.name)
-        image.id, _, image.platform = answer.strip().partition(" ")
-        image.id = f"sha256:{image.id.rpartition(':')[2]}"  # podman prints the digits alone
-        if not re.fullmatch("sha256:[0-9a-f]{64}", image.id):
+        algorithm_and_digits, _, image.platform = answer.strip().partition(" ")
+        image.id = algorithm_and_digits.rpartition(":")[2]  # podman prints the digits alone
+        if not re.fullmatch("[0-9a-f]{64}", image.id):
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
-        image.platform = self.given_platform or image.platform  # docker names one of several
+        image.platform = self.given("--platform") or image.platform  # docker names one of several
 
     def push(self, image: Image, reference: str, service: str) -> str | None:
         """Tag and push an image. Return the digest, if known. A push that fails is repeated once.
@@ -1230,19 +1195,20 @@ class Docker:
         """
         self.names.add(reference)
         shell.run("docker tag", image.local, reference, about=service)
-        has_failed = has_created = False
+        registry, has_failed = Ecr.of(reference), False
         while True:
             try:
                 return self.push_once(reference, service)
             except CommandFailed as failure:
-                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.short_id):
+                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.id[:12]):
                     echo(f"{reference} is already in the registry.")
                     return None
-                if not has_created and Ecr.create_missing(reference, failure):
-                    has_created = True
+                if failure.status is None:
+                    raise
+                if registry and registry.create_missing(reference, failure):
+                    registry = None
                     continue
-                cannot_succeed = failure.status is None or failure.advice
-                if has_failed or cannot_succeed:
+                if has_failed or failure.advice:
                     raise
                 warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
@@ -1268,30 +1234,32 @@ class Docker:
                 raise
 
 
-def docker_config() -> str:
-    """Return docker's configuration, which names the registries that it is logged in to."""
-    with suppress(OSError):
-        return Path(env("DOCKER_CONFIG") or Path.home() / ".docker", "config.json").read_text()
-    return ""
-
-
 # --- ECR ------------------------------------------------------------------------------
 
 ECR_HOST = r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a-z.-]+"
-AWS_ADVICE = {
-    "AssumeRole": "AWS does not let this login assume the role. Check the role's trust policy.",
-    "AccessDenied": "This AWS user or role lacks a permission. See IAM policies in docs/ci.md of"
-    " convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.",
-    "Signature (expired|not yet current)": "This machine's clock is wrong. Correct it.",
-    "MFA": "Nobody can enter an MFA code here."
-    " Use credentials that need none, or run `aws sso login` beforehand.",
-    "(?i)sso|expired": "Your AWS credentials have expired. Renew them, or run `aws sso login`.",
-    r"(?i)\bconnect|CERTIFICATE": "This machine cannot reach ECR in this region."
-    " Check the region in the image's name, and the network or proxy.",
-    "get-login-password|locate credentials": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
-    " AWS_SECRET_ACCESS_KEY, or run `aws sso login`."
-    " If docker logs in by itself, set SKIP_ECR_AUTH=1.",
-}
+AWS_ADVICE = r"""
+AssumeRole
+    AWS does not let this login assume the role.
+    Check the role's trust policy.
+AccessDenied
+    This AWS user or role lacks a permission.
+    See IAM policies in docs/ci.md of convox-deploy, or attach AmazonEC2ContainerRegistryPowerUser.
+Signature (expired|not yet current)
+    This machine's clock is wrong.
+    Correct it.
+MFA
+    Nobody can enter an MFA code here.
+    Use credentials that need none, or run `aws sso login` beforehand.
+(?i)sso|expired
+    Your AWS credentials have expired.
+    Renew them, or run `aws sso login`.
+(?i)\bconnect|CERTIFICATE
+    This machine cannot reach ECR in this region.
+    Check the region in the image's name, and the network or proxy.
+get-login-password|locate credentials
+    Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws sso login`.
+    If docker logs in by itself, set SKIP_ECR_AUTH=1.
+"""
 
 
 class Ecr(NamedTuple):
@@ -1321,21 +1289,13 @@ class Ecr(NamedTuple):
         if not shell.dry_run:
             shell.capture(login, _in=password)
 
-    def create(self, reference: str) -> None:
-        """Create an image's repository. Raise CommandFailed, also if it exists."""
+    def create_missing(self, reference: str, failure: CommandFailed) -> bool:
+        """Create a repository that a failed push may have missed. Return whether it is new."""
         name = reference.partition("/")[2].rpartition(":")[0]
         where = f"--region {self.region} --registry-id {self.account} --repository-name {name}"
         shell.show(f"aws ecr create-repository {where}")
-        shell.capture(f"aws ecr create-repository {where}")
-
-    @classmethod
-    def create_missing(cls, reference: str, failure: CommandFailed) -> bool:
-        """Create a repository that a failed push may have missed. Return whether it is new."""
-        registry = cls.of(reference)
-        if not registry or failure.status is None:
-            return False
         try:
-            registry.create(reference)
+            shell.capture(f"aws ecr create-repository {where}")
             return True
         except CommandFailed as refusal:
             exists = "RepositoryAlreadyExists" in refusal.output
@@ -1350,102 +1310,69 @@ class Ecr(NamedTuple):
 RELEASE_ID = "R[A-Z]{9,10}"
 CONSOLE = r"(?i)console\.convox\.com(:443)?"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
-SETTLED = ("running", "failed")
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = (  # docker's own push says `unexpected EOF` alone
     r"(dial tcp|no such host|connection re|i/o timeout|x509|tls: |(?<!\nunexpected )EOF|: 50\d)"
     r"[^\n]*\Z"
 )
-CONVOX_ADVICE = {  # builds before the rest: their logs may contain it
-    "not published for": "The rack has nodes of two architectures. Build the image for both:"
-    " `-- --platform linux/amd64,linux/arm64`.",
-    "exec format error|no matching manifest|no match for platform": "The image"
-    " is not for the rack's architecture. Build it with `-- --platform linux/amd64`.",
-    r"ERROR: (rollback|timeout)\Z": "",  # what is above them may be the app's own log
-    "ERROR: this build will drop": "Set the variables: `convox env set NAME=VALUE --app <name>`,"
-    " or unset CONVOX_ENV_DROP_GUARD.",
-    "ERROR: [^\n]*required env:": "Set them: `convox env set NAME=VALUE --app <name>`.",
-    "not authorized to perform: ecr:": "The rack is not allowed to read this repository."
-    " Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.",
-    "ERROR: [^\n]*build failed": "See the rack's output above. If the rack cannot pull the"
-    " image, add the registry's credentials with `convox registries add`.",
-    # from docker on this machine, with --external
-    "Error response from daemon": "Check docker's logins, and that it can reach the registry.",
-    "ERROR: [^\n]*invalid authentication": "Check CONVOX_HOST and CONVOX_PASSWORD (in CI, whether"
-    " the job gets the secret), or run `convox login`.",
-    "ERROR: [^\n]*(no racks found|no current rack)": "Run `convox switch <rack>`,"
-    " or set CONVOX_HOST and CONVOX_PASSWORD (sudo drops them).",
-    "ERROR: [^\n]*could not find rack": "Check --rack or CONVOX_RACK. `convox racks` lists them.",
-    "ERROR: [^\n]*app not found": "Check APP_NAME and the rack."
-    " To create the app, run `convox apps create <name>`.",
-    "ERROR: [^\n]*older release": "Somebody else's newer release is running. Deploy again.",
-    "ERROR: [^\n]*is currently updating": "Another update is in progress. Try again after it.",
-    "ERROR: [^\n]*budget cap": "Raise the cap, or wait for the next month.",
-    "ERROR: [^\n]*unauthorized to access": "This login is read-only. Use one that may deploy.",
-    "ERROR: [^\n]*deploy key": "A deploy key without a role can neither push images to the"
-    " rack's registry nor read the environment nor roll back. Give it the roles Rack Read and App"
-    " Write, use a login, or push the images to a registry of your own (`image:` with the tag"
-    " TAG).",
-    "^`convox api get.*(forbidden|: 403|not authorized)": "This login is not allowed to read the"
-    " app. Give it the role Rack Read.",
-    UNREACHABLE: "Check CONVOX_HOST, and that this machine can reach the rack.",
-}
-
-
-class Rack:
-    """The rack of a deploy. Without a name and a host, the convox CLI chooses it."""
-
-    def __init__(self, name: str | None) -> None:
-        self.name = name or ""
-        self.source = source_of(name, "--rack", "CONVOX_RACK", "RACK_NAME")
-        self.url, self.password = env("RACK_URL"), env("CONVOX_PASSWORD")
-        self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
-
-    @property
-    def label(self) -> str:
-        # CLIs of v2 follow the host, whatever the name.
-        return " via ".join(filter(None, [self.name, self.host])) or "the convox CLI's current rack"
-
-    @property
-    def introduction(self) -> str:
-        """Return the rack, and which setting names it."""
-        host_source = "RACK_URL" if self.url else "CONVOX_HOST"
-        source = self.source if self.name else self.host and host_source
-        return f"{self.label} ({source})" if source else self.label
-
-    def problems(self) -> Iterator[str]:
-        """Yield where the variables that name the rack are incomplete or contradictory."""
-        convox_host = env("CONVOX_HOST")
-        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.name):
-            yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
-        is_other = convox_host and convox_host.lower() != self.host.lower()
-        if self.url.strip() and (self.name or is_other):
-            yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
-        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", convox_host):
-            shown = convox_host.rpartition("@")[2]
-            yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
-        if self.password != self.password.strip():
-            yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
-        if re.fullmatch("([\"']).*\\1", self.password):
-            yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
-        if bool(convox_host) != bool(self.password) and not self.name and not self.url:
-            missing = "CONVOX_PASSWORD" if convox_host else "CONVOX_HOST"
-            why = f"{missing} is not set, so convox would use the rack it is logged in to."
-            yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
-
-    def settle(self) -> None:
-        """Set what makes convox and the hooks reach this rack, whatever changes meanwhile."""
-        if not self.name and not self.host:
-            with suppress(CommandFailed):
-                name = shell.capture("convox switch").strip().rpartition("\n")[2]
-                if re.fullmatch(r"[\w./-]+", name):
-                    self.name, self.source = name, "convox switch"
-        if self.name:
-            os.environ["CONVOX_RACK"] = self.name
-        elif self.host and not self.url:
-            password = quote(self.password, safe="")
-            os.environ["RACK_URL"] = f"https://convox:{password}@{self.host}"
+CONVOX_ADVICE = rf"""
+# Builds come before the rest: their logs may contain it.
+not published for
+    The rack has nodes of two architectures.
+    Build the image for both:
+    `-- --platform linux/amd64,linux/arm64`.
+exec format error|no matching manifest|no match for platform
+    The image is not for the rack's architecture.
+    Build it with `-- --platform linux/amd64`.
+# What is above them may be the app's own log.
+ERROR: (rollback|timeout)\Z
+ERROR: this build will drop
+    Set the variables: `convox env set NAME=VALUE --app <name>`, or unset CONVOX_ENV_DROP_GUARD.
+ERROR: [^\n]*required env:
+    Set them: `convox env set NAME=VALUE --app <name>`.
+not authorized to perform: ecr:
+    The rack is not allowed to read this repository.
+    Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.
+ERROR: [^\n]*build failed
+    See the rack's output above.
+    If the rack cannot pull the image, add the registry's credentials with `convox registries add`.
+# From docker on this machine, with --external.
+Error response from daemon
+    Check docker's logins, and that it can reach the registry.
+ERROR: [^\n]*invalid authentication
+    Check CONVOX_HOST and CONVOX_PASSWORD (in CI, whether the job gets the secret), or run `convox
+    login`.
+ERROR: [^\n]*(no racks found|no current rack)
+    Run `convox switch <rack>`, or set CONVOX_HOST and CONVOX_PASSWORD (sudo drops them).
+ERROR: [^\n]*could not find rack
+    Check --rack or CONVOX_RACK.
+    `convox racks` lists them.
+ERROR: [^\n]*app not found
+    Check APP_NAME and the rack.
+    To create the app, run `convox apps create <name>`.
+ERROR: [^\n]*older release
+    Somebody else's newer release is running.
+    Deploy again.
+ERROR: [^\n]*is currently updating
+    Another update is in progress.
+    Try again after it.
+ERROR: [^\n]*budget cap
+    Raise the cap, or wait for the next month.
+ERROR: [^\n]*unauthorized to access
+    This login is read-only.
+    Use one that may deploy.
+ERROR: [^\n]*deploy key
+    A deploy key without a role can neither push images to the rack's registry nor read the
+    environment nor roll back.
+    Give it the roles Rack Read and App Write, use a login, or push the images to a registry of your
+    own (`image:` with the tag TAG).
+^`convox api get.*(forbidden|: 403|not authorized)
+    This login is not allowed to read the app.
+    Give it the role Rack Read.
+{UNREACHABLE}
+    Check CONVOX_HOST, and that this machine can reach the rack.
+"""
 
 
 class App(NamedTuple):
@@ -1456,18 +1383,46 @@ class App(NamedTuple):
 
 
 class Convox:
-    """The convox CLI, v2 or v3. Its --help shows which one."""
+    """The convox CLI, v2 or v3, and its rack. Without a rack and a host, the CLI chooses one."""
 
     is_v3 = has_external = was_busy = False
     is_restricted = False  # this login is not allowed to read releases
 
-    def __init__(self, app: str, rack: Rack) -> None:
-        self.app, self.rack = app, rack
+    def __init__(self, app: str, rack: str | None) -> None:
+        self.app, self.rack, self.url = app, rack or "", env("RACK_URL")
+        self.host = re.sub("[/?#].*", "", self.url.rpartition("@")[2]) or env("CONVOX_HOST")
+        variables = "CONVOX_RACK RACK_NAME" if rack else "RACK_URL CONVOX_HOST"
+        self.rack_source = source_of(rack or self.url or self.host, "--rack", *variables.split())
         self.unhealthy: dict[str, str] = {}  # states and logs of containers, by service
 
     @property
+    def label(self) -> str:
+        # CLIs of v2 follow the host, whatever the name.
+        return " via ".join(filter(None, [self.rack, self.host])) or "the convox CLI's current rack"
+
+    def rack_problems(self) -> Iterator[str]:
+        """Yield where the variables that name the rack are incomplete or contradictory."""
+        host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
+        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.rack):
+            yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
+        is_other = host and host.lower() != self.host.lower()
+        if self.url.strip() and (self.rack or is_other):
+            yield "RACK_URL and CONVOX_HOST or CONVOX_RACK name different racks. Unset one of them."
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:\d+)?)?", host):
+            shown = host.rpartition("@")[2]
+            yield f"CONVOX_HOST must be a host name like rack.example.com, not {shown!r}."
+        if password != password.strip():
+            yield "CONVOX_PASSWORD starts or ends with whitespace or a newline. Remove it."
+        if re.fullmatch("([\"']).*\\1", password):
+            yield "CONVOX_PASSWORD is in quotes that are part of it. Remove them."
+        if bool(host) != bool(password) and not (self.rack or self.url):
+            missing = "CONVOX_PASSWORD" if host else "CONVOX_HOST"
+            why = f"{missing} is not set, so convox would use the rack it is logged in to."
+            yield f"{why} Set both CONVOX_HOST and CONVOX_PASSWORD, or set CONVOX_RACK."
+
+    @property
     def target(self) -> list[str]:
-        return ["--app", self.app, *option("--rack", self.rack.name)]
+        return ["--app", self.app, *option("--rack", self.rack)]
 
     @property
     def wait(self) -> list[str]:
@@ -1487,13 +1442,43 @@ class Convox:
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
         self.has_external = "--external" in build_help
         self.is_v3 = "--wait" not in promote_help
-        self.rack.settle()
+        self.settle_on_rack()
         return self.read_app()
 
-    def ask(self, words: str, *arguments: str) -> str:
+    def settle_on_rack(self) -> None:
+        """Set what makes convox and the hooks reach one rack, whatever changes meanwhile."""
+        if not (self.rack or self.host):
+            with suppress(CommandFailed):
+                name = shell.capture("convox switch").strip().rpartition("\n")[2]
+                if re.fullmatch(r"[\w./-]+", name):
+                    self.rack, self.rack_source = name, "convox switch"
+        if self.rack:
+            os.environ["CONVOX_RACK"] = self.rack
+        elif self.host and not self.url:
+            password = quote(env("CONVOX_PASSWORD"), safe="")
+            os.environ["RACK_URL"] = f"https://convox:{password}@{self.host}"
+
+    def check_manifest(self, manifest: Manifest, settings: Settings) -> None:
+        """Raise DeployError if this CLI cannot deploy the manifest as it is meant."""
+        problem, is_default = "", settings.has_default_file and settings.file != "convox.yml"
+        if manifest.as_they_are and not self.has_external:
+            problem = (
+                f"This convox CLI cannot push the images of {names_of(manifest.as_they_are)}."
+                f" Set image: {EXAMPLE_IMAGE}, or use a CLI and a rack of Convox v3."
+            )
+        elif self.is_v3 and "services" not in manifest.top:
+            why = "Convox v3 ignores services at the top level, and would remove what runs."
+            problem = f"{why} Move them under `services:`."
+        elif self.is_v3 and is_default and not manifest.services:
+            fix = f"If you mean it, add: -m {settings.file}"
+            problem = f"It builds nothing, and Convox v3 reads convox.yml. {fix}"
+        if problem:
+            raise DeployError(f"{settings.file}: {problem}")
+
+    def ask(self, command: str, *arguments: str) -> str:
         """Return a command's output. It may contain secrets, so no error shows it."""
-        arguments = (*option("--rack", self.rack.name), *arguments)
-        return shell.capture(words, *arguments, about=f"{self.app} on {self.rack.label}")
+        rack, about = option("--rack", self.rack), f"{self.app} on {self.label}"
+        return shell.capture(command, *rack, *arguments, about=about)
 
     def get(self, path: str, read: Callable[[Any], T]) -> T:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
@@ -1501,7 +1486,7 @@ class Convox:
         with suppress(Exception):
             # v3 may print errors of other racks before it
             return read(json.loads(re.split(r"(?m)^(?=[{\[])", answer, maxsplit=1)[-1]))
-        why = f"`convox api get` for {self.app} on {self.rack.label} printed no usable answer."
+        why = f"`convox api get` for {self.app} on {self.label} printed no usable answer."
         raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
     def read_app(self) -> App:
@@ -1533,8 +1518,10 @@ class Convox:
         """Return the images of the services in a release. Raise CommandFailed."""
         if not release:
             raise CommandFailed("no running release is known.")
-        path = f"/releases/{release}"
-        services = self.get(path, lambda answer: services_in(top_level(answer["manifest"])))
+        services = self.get(
+            f"/releases/{release}",
+            lambda answer: services_in(mapping(yaml.load(answer["manifest"], Loader))),
+        )
         return {name: str(keys["image"]) for name, keys in services.items() if "image" in keys}
 
     def newer_release(self, release: str) -> str:
@@ -1554,16 +1541,15 @@ class Convox:
 
         convox pushes `own_images`, which the manifest does not name, to the rack's registry.
         """
-        external, variables = list[str](), {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
+        build, variables = ["convox build"], {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
         if own_images:
-            external = ["--external"]
+            build.append("--external")
             variables.pop("BUILDX_BUILDER", None)  # other builders do not find our images
             # What is not ours must fit the rack, too.
             variables["DOCKER_DEFAULT_PLATFORM"] = own_images[0].platform
         if git_dir:
             variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
-        options = [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
-        build = ["convox build", *external, *options]
+        build += [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
         try:
             output = shell.stream(*build, only="err", _env=variables)
         except CommandFailed as failure:
@@ -1586,19 +1572,19 @@ class Convox:
     def await_settled(self) -> App:
         """Wait until no update is under way, and return what is running. Raise CommandFailed."""
         app, answered, self.was_busy = App(), time.monotonic(), False
-        while app.status not in SETTLED:
+        while True:
             try:
                 app, answered = self.read_app(), time.monotonic()
             except CommandFailed:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
-            if app.status not in SETTLED:
-                doing = f"waiting for {self.app} (status: {app.status})"
-                if not self.was_busy:
-                    echo(doing.capitalize())
-                self.was_busy = True
-                shell.pause(POLL_SECONDS, doing)
-        return app
+            if app.status in ("running", "failed"):
+                return app
+            doing = f"waiting for {self.app} (status: {app.status})"
+            if not self.was_busy:
+                echo(doing.capitalize())
+            self.was_busy = True
+            shell.pause(POLL_SECONDS, doing)
 
     @contextmanager
     def watch_containers(self) -> Iterator[None]:
@@ -1660,7 +1646,11 @@ def release_id(output: str, name: str) -> str:
 
 IN_GITHUB = os.environ.get("GITHUB_ACTIONS") == "true"
 IN_GITLAB = os.environ.get("GITLAB_CI") == "true"
-GIT_ADVICE = {"": "The image tag names the commit. Fix this, or set IMAGE_TAG."}
+GIT_ADVICE = r"""
+^`git
+    The image tag names the commit.
+    Fix this, or set IMAGE_TAG.
+"""
 BRANCHES = """
     BRANCH_NAME GIT_BRANCH GITHUB_HEAD_REF GITHUB_REF_NAME CI_COMMIT_BRANCH BUILDKITE_BRANCH
     CIRCLE_BRANCH TRAVIS_BRANCH DRONE_BRANCH BITBUCKET_BRANCH
@@ -1683,10 +1673,6 @@ class Commit(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.describe} {self.subject}".strip()
-
-    @property
-    def quoted_subject(self) -> str:
-        return self.subject and f'"{self.subject}"'
 
     def tag(self, image_id: str) -> str:
         """Return a tag that is unique per content and shows the commit."""
@@ -1784,22 +1770,22 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
                     SECRETS.update([line, quote(line, safe="")])
 
 
-def learn_url_password(url: str) -> None:
+def learn_url_password() -> None:
     """Redact what is before the last @, and each part of it, but not the usual user."""
-    login = url.rpartition("@")[0].removeprefix("https://")
+    login = env("RACK_URL").rpartition("@")[0].removeprefix("https://")
     parts = re.split("[:/?#]", login) + re.split("[:/?#@]", login)
     for part in {login, *parts} - {"convox"}:
         learn_secrets({"PASSWORD": f"{part}\n{unquote(part)}"})
 
 
-def clean(text: str) -> str:
-    """Return text from elsewhere in one line, without control characters."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
-
-
 def without_rack() -> dict[str, str]:
     """Return the environment of programs that need not reach the rack."""
     return {name: os.environ[name] for name in os.environ.keys() - {"CONVOX_PASSWORD", "RACK_URL"}}
+
+
+def clean(text: str) -> str:
+    """Return text from elsewhere in one line, without control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
 def redact(text: str) -> str:
@@ -1813,8 +1799,8 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
     color = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
     text = redact(text)
     if IN_GITHUB:  # which would run text from elsewhere as commands
-        text = re.sub(r"(?<![^\r\n])(\s*)::", r"\1: :", text).replace("##[", "## [")
-    click.echo(click.style(text, **style) if style else text, err=err, color=color)
+        text = re.sub(r"(?m)^(\s*)::", r"\1: :", text).replace("##[", "## [")
+    click.secho(text, err=err, color=color, reset=bool(style), **style)
     shell.heard = time.monotonic()
 
 
@@ -1830,10 +1816,12 @@ class CommandFailed(DeployError):
     ) -> None:
         super().__init__(output)
         self.output, self.name, self.status, self.about = output, name, status, about
-        table = ADVICE.get(name.strip("`").partition(" ")[0], {})
-        text = f"{name}\n{output}"
-        found = (table[each] for each in table if re.search(each, text, re.M | re.S))
-        self.advice = next(found, "")
+        self.advice, text = "", f"{name}\n{output}"
+        table = ADVICE.get(name.strip("`").partition(" ")[0], "")
+        for pattern, sentences in re.findall(r"(?m)^([^\s#].*)\n((?: .*\n)*)", table):
+            if re.search(pattern, text, re.M | re.S):
+                self.advice = " ".join(sentences.split())
+                break
 
     @property
     def summary(self) -> str:
@@ -1884,72 +1872,81 @@ class Shell:
         self.starting: list[str] = []  # names of commands that have no process group yet
         self.warnings: list[str] = []  # of convox, about variables that the release loses
 
-    def run(self, words: str, *arguments: str, **options: Any) -> None:
+    def run(self, *command: str, **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
-        if self.is_parallel:
-            self.stream(words, *arguments, **options)
+        if self.is_parallel or self.dry_run:
+            self.stream(*command, **options)
+            return
+        self.show(*command)
+        if sys.stdout.isatty():
+            options.update(_out=1, _err=2)
         else:
-            self.show(words, *arguments)
-            if self.dry_run:
-                return
-            if sys.stdout.isatty():
-                self.capture(words, *arguments, _out=1, _err=2, **options)
-            else:
-                self.copy_through(words, *arguments, **options)
+            read_end, pipe = os.pipe()
+            options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
+        self.capture(*command, **options)
 
-    def copy_through(self, words: str, *arguments: str, **options: Any) -> None:
-        """Run a command whose output is copied byte for byte, and quoted if it fails."""
-        with Copier() as copier:
-            try:
-                self.capture(words, *arguments, _out=copier.pipe, _err=copier.pipe, **options)
-            except CommandFailed as failure:
-                last = redact(copier.finish() or failure.output)
-                raise CommandFailed(last, failure.name, failure.status, failure.about) from None
+    def copy(self, process: Any, read_end: int, pipe: int) -> str:
+        """Copy to our stdout what a command writes to a pipe, and return its end."""
+        os.close(pipe)
+        end, is_alive = b"", True
+        with suppress(OSError), open(read_end, "rb", buffering=0) as source:  # our output is closed
+            while is_alive:  # a daemon that it has started may keep writing
+                is_alive = process.is_alive()
+                if select.select([source], [], [], 0.05)[0]:
+                    chunk = source.read(1 << 16)  # all that a pipe holds
+                    if not chunk:
+                        break
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.flush()
+                    end = (end + chunk)[-(1 << 14) :]
+                    self.heard = time.monotonic()
+        return end.decode(errors="replace")
 
-    def stream(self, words: str, *arguments: str, only: str = "", **options: Any) -> str:
+    def stream(self, *command: str, only: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
 
         With only="err", print only its stderr and return only its stdout.
         """
-        self.show(words, *arguments)
+        self.show(*command)
         if self.dry_run:
             return ""
         # Of a long log, only the last lines are kept.
         options.update(_iter=only or True, _err_to_out=not only, _internal_bufsize=1000)
-        return self.capture(words, *arguments, **options)
+        label = f"{options.get('about')} | " if self.is_parallel else ""
+        options["read"] = lambda command: self.print_lines(command, label)
+        return self.capture(*command, **options)
 
-    def capture(self, words: str, *arguments: str, about: str = "", **options: Any) -> str:
+    def capture(self, *command: str, about: str = "", **options: Any) -> str:
         """Run a command silently, even in a dry run, and return its stdout, which no error shows.
 
         A command is its first words and further arguments, which may contain spaces. Errors name
         what it is about. Raise CommandFailed or Stopped.
         """
         self.raise_if_stopped()
-        name = f"`{words.partition(' -')[0]}`{about and ' for '}{about}"
-        self.passes_through = "_out" in options
+        name = f"`{command[0].partition(' -')[0]}`{about and ' for '}{about}"
+        self.passes_through, read = "_out" in options, options.pop("read", str)
         self.starting.append(name)
         try:
-            command = start(words.split() + list(arguments), options)
-            self.running[command.pgid] = name
+            process = start(command[0].split() + list(command[1:]), options)
+            self.running[process.pgid] = name
         finally:
             self.starting.remove(name)
         if self.stopped:  # in the meantime
-            kill_group(command.pgid, SIGTERM)
+            kill_group(process.pgid, SIGTERM)
         try:
-            if "_iter" in options:
-                self.print_lines(command, f"{about} | " if self.is_parallel else "")
+            output: str = read(process)
         finally:
-            self.await_end(command)
+            self.await_end(process)
         self.raise_if_stopped()
-        if command.exit_code:
-            output = command.stderr.decode(errors="replace")
-            if "_err_to_out" in options:
-                output = f"{command}{output}"
-            output = redact(output.strip() or "Its output, if any, is above.")
-            raise CommandFailed(output, name, command.exit_code, about)
-        return str(command)
+        if process.exit_code:
+            errors = process.stderr.decode(errors="replace")
+            if read is not str or "_err_to_out" in options:
+                errors = output + errors
+            errors = redact(errors.strip() or "Its output, if any, is above.")
+            raise CommandFailed(errors, name, process.exit_code, about)
+        return output
 
-    def print_lines(self, command: Any, label: str) -> None:
+    def print_lines(self, command: Any, label: str) -> str:
         # This ends the iteration even if a daemon keeps the output open.
         threading.Thread(target=command.wait, daemon=True).start()
         for line in command:
@@ -1957,6 +1954,7 @@ class Shell:
                 echo(label + line.rstrip("\n"))
             if "will drop env var" in line:
                 self.warnings.append(line.strip())
+        return str(command)
 
     def await_end(self, command: Any) -> None:
         """Wait until a command and, if it was stopped, its children have ended."""
@@ -1984,9 +1982,9 @@ class Shell:
         self.is_parallel = False
         return [future.result() for future in failed or futures]
 
-    def show(self, words: str, *arguments: str) -> None:
+    def show(self, *command: str) -> None:
         """Show a command as it could be typed."""
-        echo(f"$ {words} {shlex.join(arguments)}".rstrip(), dim=not self.dry_run)
+        echo(f"$ {command[0]} {shlex.join(command[1:])}".rstrip(), dim=not self.dry_run)
 
     def pause(self, seconds: float, doing: str = "") -> None:
         self.doing, end = doing, time.monotonic() + seconds
@@ -2054,45 +2052,6 @@ class Shell:
 shell = Shell()
 
 
-class Copier:
-    """A pipe. What commands write to it is copied to our stdout, and its end is kept."""
-
-    def __enter__(self) -> Copier:
-        self.end, self.has_ended = b"", False
-        read_end, self.pipe = os.pipe()
-        self.thread = threading.Thread(target=self.copy, args=[read_end], daemon=True)
-        self.thread.start()
-        return self
-
-    def copy(self, read_end: int) -> None:
-        left = 1 << 20  # at most, once the command has ended: a daemon may keep writing
-        with suppress(OSError), open(read_end, "rb", buffering=0) as pipe:  # our output is closed
-            while left > 0:
-                has_ended = self.has_ended
-                if select.select([pipe], [], [], 0.05)[0]:
-                    chunk = pipe.read(1 << 16)
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.flush()
-                    self.end = (self.end + chunk)[-(1 << 14) :]
-                    shell.heard = time.monotonic()
-                    left -= len(chunk) if chunk and has_ended else 0
-                    if not chunk:
-                        return
-                elif has_ended:
-                    return
-
-    def finish(self) -> str:
-        """Return the end of the output."""
-        if not self.has_ended:
-            self.has_ended = True
-            os.close(self.pipe)
-            self.thread.join()
-        return self.end.decode(errors="replace").strip()
-
-    def __exit__(self, *_: Any) -> None:
-        self.finish()
-
-
 def start(argv: list[str], options: dict[str, Any]) -> Any:
     """Start a command in a process group of its own. Raise CommandFailed."""
     program = argv[0]
@@ -2155,7 +2114,7 @@ class Settings:
     app: str
     rack: str | None
     file: str
-    is_file_named: bool
+    has_default_file: bool
     tag: str | None
     skip_ecr_login: bool
     timeout: float  # of a step, in minutes; 0 means none
@@ -2169,6 +2128,15 @@ class Settings:
     release: str | None
     rollback: str | None
     docker_build_args: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Let --rollback win over --release, and both over what is about building."""
+        if self.rollback:
+            self.release = None
+        if self.old_release:
+            self.tag = self.images_from = None
+            self.cache_from_running = self.no_promote = False
+            self.docker_build_args = ()
 
     @property
     def app_source(self) -> str:
@@ -2202,16 +2170,9 @@ class Settings:
             yield f"Put {ours} before --."
         for output in filter(OUTPUTS.fullmatch, args):
             yield f"Remove {output} after --. The next steps need the image in docker."
-        paths = [os.path.realpath(path) for path in (self.images_from, self.result) if path]
-        if len(paths) == 2 and paths[0] == paths[1]:
+        old, new = self.images_from, self.result
+        if old and new and os.path.realpath(old) == os.path.realpath(new):
             yield "--from and --result name the same file. Use two files."
-
-    def for_old_release(self) -> Settings:
-        """Return them for --release or --rollback, which win over what is about building."""
-        return replace(
-            self, tag=None, images_from=None, cache_from_running=False, no_promote=False,
-            docker_build_args=(), release=None if self.rollback else self.release,
-        )  # fmt: skip
 
 
 def source_of(value: str | None, otherwise: str, *variables: str) -> str:
@@ -2230,10 +2191,6 @@ def default_app() -> tuple[str, str]:
         raise click.UsageError("The working directory no longer exists.") from None
 
 
-def default_file() -> str:
-    return "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
-
-
 def setting(
     name: str, kind: Any, variables: str, about: str, *names: str, **details: Any
 ) -> Callable[[Any], Any]:
@@ -2241,15 +2198,12 @@ def setting(
     return click.option(name, *names, is_flag=kind is bool, **details)
 
 
-COUNT = click.IntRange(1, 64)
-MANIFEST_HELP = "The manifest.  [default: convox.yml or docker-compose.yml]"
 DOCKER_OPTIONS = """
     --add-host --allow --attest --build-arg --build-context --builder --cache-from --cache-to --call
     --cpu-quota --label --load --memory --metadata-file --network --no-cache --no-cache-filter -o
     --output --platform --progress --provenance --pull --push --quiet -q --sbom --secret --shm-size
     --squash --ssh --target --ulimit -t -f
 """.split()
-BUILD_ARGS = "[-- DOCKER_BUILD_ARGS...]"
 
 
 class Command(click.Command):
@@ -2276,7 +2230,13 @@ class Command(click.Command):
     default=lambda: default_app()[1],
 )
 @setting("--rack", str, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]", "-r")
-@setting("--file", str, "DOCKER_COMPOSE", MANIFEST_HELP, "-m")
+@setting(
+    "--file",
+    str,
+    "DOCKER_COMPOSE",
+    "The manifest.  [default: convox.yml or docker-compose.yml]",
+    "-m",
+)
 @setting("--tag", str, "IMAGE_TAG", "The images' tag.  [default: <git describe>-<image id>]")
 @setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
 @setting("--timeout", float, "DEPLOY_TIMEOUT", "Of a step, in minutes.  [default: 60]", default=60)
@@ -2285,26 +2245,30 @@ class Command(click.Command):
 @setting("--description", str, "DEPLOY_DESCRIPTION", "Of the release.  [default: the commit]")
 @setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image.")
 @setting(
-    "--parallel", COUNT, "DEPLOY_PARALLEL", "Builds and pushes at once.  [default: 4]", default=4
+    "--parallel",
+    click.IntRange(1, 64),
+    "DEPLOY_PARALLEL",
+    "Builds and pushes at once.  [default: 4]",
+    default=4,
 )
 @setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
 @setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
 @setting("--release", str, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
 @setting("--rollback", str, "DEPLOY_ROLLBACK", "Go back to an older release.", metavar="R...")
 @click.version_option(__version__)
-@click.argument("docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar=BUILD_ARGS)
+@click.argument(
+    "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"
+)
 def main(**options: Any) -> None:
     """Build an app's images here, push them, and release them on Convox.
 
     Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
     used. Arguments after -- are passed to docker build.
     """
-    file = options.pop("file")
-    is_named = file is not None
-    file = file if is_named else default_file()
-    settings = Settings(**options, file=file, is_file_named=is_named)
-    if settings.old_release:
-        settings = settings.for_old_release()
+    is_default = options["file"] is None
+    if is_default:
+        options["file"] = "convox.yml" if os.path.lexists("convox.yml") else "docker-compose.yml"
+    settings = Settings(**options, has_default_file=is_default)
     if problems := list(settings.problems()):
         raise click.UsageError("\n".join(problems))
     if sys.stdout is None or sys.stderr is None:
@@ -2316,7 +2280,7 @@ def main(**options: Any) -> None:
     for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
         os.environ.pop(variable, None)
     learn_secrets(os.environ)
-    learn_url_password(env("RACK_URL"))
+    learn_url_password()
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
