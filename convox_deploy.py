@@ -1799,7 +1799,7 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
     color = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
     text = redact(text)
     if IN_GITHUB:  # which would run text from elsewhere as commands
-        text = re.sub(r"(?m)^(\s*)::", r"\1: :", text).replace("##[", "## [")
+        text = re.sub(r"(?<![^\r\n])(\s*)::", r"\1: :", text).replace("##[", "## [")
     click.secho(text, err=err, color=color, reset=bool(style), **style)
     shell.heard = time.monotonic()
 
@@ -2136,7 +2136,6 @@ class Settings:
         if self.old_release:
             self.tag = self.images_from = None
             self.cache_from_running = self.no_promote = False
-            self.docker_build_args = ()
 
     @property
     def app_source(self) -> str:
@@ -2168,7 +2167,7 @@ class Settings:
             )
         for ours in filter(OURS.fullmatch, args):
             yield f"Put {ours} before --."
-        for output in filter(OUTPUTS.fullmatch, args):
+        for output in filter(OUTPUTS.fullmatch, args if self.builds_images else []):
             yield f"Remove {output} after --. The next steps need the image in docker."
         old, new = self.images_from, self.result
         if old and new and os.path.realpath(old) == os.path.realpath(new):

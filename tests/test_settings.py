@@ -223,6 +223,12 @@ def test_an_option_of_ours_after_the_dashes_is_an_error(
     assert world.calls == []
 
 
+def test_it_is_an_error_with_a_release_too(world: World) -> None:
+    """There, what is after the dashes counts for nothing: this would not be a dry run."""
+    ran = world.deploy("--", "--dry-run", env={"DEPLOY_RELEASE": "RNEWRELEASE"})
+    assert ran.status == 2 and ran.err.endswith("Error: Put --dry-run before --.\n")
+
+
 def test_options_that_docker_has_too_are_allowed_after_the_dashes(world: World) -> None:
     ran = world.deploy("--", "--tag", "another", "--file", "Dockerfile", "--label", "release")
     assert ran.status == 0, ran.text
