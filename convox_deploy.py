@@ -1487,8 +1487,7 @@ class Convox:
         The times sort as text: RFC 3339 in UTC, of which Go drops trailing zeros.
         """
         try:
-            created = self.get(f"/releases/{release}", lambda answer: str(answer["created"]))
-            return created.rstrip("Z")
+            return self.get(f"/releases/{release}", lambda found: str(found["created"]).rstrip("Z"))
         except CommandFailed as failure:
             if re.search(f"(?i){release}.* not found|not found: {release}", failure.output):
                 fix = f"To list them: {self.to_type('releases')}."
@@ -1998,11 +1997,12 @@ class Shell:
                 signal.signal(signum, self.stop)
         ending = ThreadPoolExecutor(1).submit(work)
         while wait([ending], 0.1).not_done:
-            self.keep_time(time.monotonic())
+            self.keep_time()
         return ending.result()
 
-    def keep_time(self, now: float) -> None:
+    def keep_time(self) -> None:
         """Stop what takes too long, kill what does not stop, and print signs of life."""
+        now = time.monotonic()
         if now > self.deadline and self.stopped:
             self.signal_all(SIGKILL)
         elif now > self.deadline:
