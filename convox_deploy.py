@@ -1020,7 +1020,7 @@ READ_BY_DOCKER = re.compile(
 )
 MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
-IMMUTABLE = "because the (tag|repository) is immutable"
+IMMUTABLE = "is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command or its output decides.
 DOCKER_ADVICE = rf"""
@@ -1175,7 +1175,7 @@ class Docker:
         answer = shell.capture(words, fields, image.local, about=image.name)
         algorithm_and_digits, _, image.platform = answer.strip().partition(" ")
         image.id = algorithm_and_digits.rpartition(":")[2]  # podman prints the digits alone
-        if not re.fullmatch("[0-9a-f]{64}", image.id):
+        if len(image.id) != 64:
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
         image.platform = self.given("--platform") or image.platform  # docker names one of several
 
@@ -1192,7 +1192,7 @@ class Docker:
             try:
                 return self.push_once(reference, service)
             except CommandFailed as failure:
-                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.id[:12]):
+                if IMMUTABLE in failure.output and reference.endswith(image.id[:12]):
                     echo(f"{reference} is already in the registry.")
                     return None
                 if failure.status is None:
@@ -1300,7 +1300,6 @@ class Ecr(NamedTuple):
 # --- convox ---------------------------------------------------------------------------
 
 RELEASE_ID = "R[A-Z]{9,10}"
-CONSOLE = r"(?i)console\.convox\.com(:443)?"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
@@ -1392,7 +1391,8 @@ class Convox:
     def rack_problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
         host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
-        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.rack):
+        is_console = self.host.lower().removesuffix(":443") == "console.convox.com"
+        if is_console and (self.url or not self.rack):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
         is_other = host and host.lower() != self.host.lower()
         if self.url.strip() and (self.rack or is_other):
@@ -1425,7 +1425,7 @@ class Convox:
         """Return what is running. Raise DeployError."""
         build_help = shell.capture("convox build --help", _err_to_out=True)
         promote_help = shell.capture("convox releases promote --help")
-        is_new = {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}
+        is_new = "--id" in build_help and "--manifest" in build_help
         if not is_new or "--app" not in promote_help:
             fix = "Install the current v2 CLI, which reaches older racks, too, or v3."
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
@@ -1680,7 +1680,7 @@ def read_commit() -> Commit:
     branch = git("branch --show-current")  # none where it is detached, as in CI
     if not branch:
         branch = next(filter(None, map(env, BRANCHES)), "").removeprefix("origin/")
-    if os.path.exists(".gitmodules") and re.search("(?m)^-", shell.capture("git submodule status")):
+    if os.path.exists(".gitmodules") and "\n-" in "\n" + shell.capture("git submodule status"):
         warn("A submodule is not checked out. Run: git submodule update --init")
     if sys.stdout.isatty() and git("status --porcelain"):
         warn("Uncommitted or untracked files are deployed, too.")
