@@ -857,8 +857,8 @@ class Manifest:
 
     def with_tags(self) -> str:
         """Return the text with TAG replaced in each image, and nothing else changed."""
-        text, tags = self.text, {each.tag_offset: each.tag for each in self.services}
-        tags.pop(0, None)  # of services that name no image
+        tags = {each.tag_offset: each.tag for each in self.services if each.repository}
+        text = self.text
         for offset, tag in sorted(tags.items(), reverse=True):
             text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
