@@ -216,21 +216,20 @@ class Deploy:
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
-        settings, commit = self.settings, self.commit
+        settings, commit, convox = self.settings, self.commit, self.convox
         doing = "Rolling back" if settings.rollback else "Deploying"
         subject = commit.subject and f'"{commit.subject}"'
         what = settings.old_release or f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        convox = self.convox
         source = f" ({convox.rack_source})" if convox.rack or convox.host else ""
         echo(f"{doing} {app} on {convox.label}{source}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
-            manifest = self.manifest
-            others = len(services_in(manifest.top))
-            builds = f" (builds nothing; images from elsewhere: {others})"
-            echo(f"Manifest: {settings.file}{'' if manifest.services else builds}")
-            for warning in [*manifest.warnings(), *self.docker.warnings(self.images)]:
+            others, builds = len(services_in(self.manifest.top)), ""
+            if not self.manifest.services:
+                builds = f" (builds nothing; images from elsewhere: {others})"
+            echo(f"Manifest: {settings.file}{builds}")
+            for warning in [*self.manifest.warnings(), *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
