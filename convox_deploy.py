@@ -783,7 +783,7 @@ class Manifest:
 
     text: str = ""
     is_compose: bool = False
-    top: dict[str, Any] = field(default_factory=lambda: {"services": {}})
+    top: dict[str, Any] = field(default_factory=lambda: {"services": {}}, compare=False)
     services: list[Service] = field(default_factory=list)
 
     @classmethod
