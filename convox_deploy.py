@@ -217,21 +217,20 @@ class Deploy:
 
     def introduce(self) -> None:
         """Print what is deployed where, and set the variables that hooks get."""
-        settings, commit = self.settings, self.commit
+        settings, commit, convox = self.settings, self.commit, self.convox
         doing = "Rolling back" if settings.rollback else "Deploying"
         subject = commit.subject and f'"{commit.subject}"'
         what = settings.old_release or f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
-        convox = self.convox
         source = f" ({convox.rack_source})" if convox.rack or convox.host else ""
         echo(f"{doing} {app} on {convox.label}{source}", bold=True)
         echo(f"Running now: {self.running_now}")
         if not settings.old_release:
-            manifest = self.manifest
-            others = len(services_in(manifest.top))
-            builds = f" (builds nothing; images from elsewhere: {others})"
-            echo(f"Manifest: {settings.file}{'' if manifest.services else builds}")
-            for warning in [*manifest.warnings(), *self.docker.warnings(self.images)]:
+            others, builds = len(services_in(self.manifest.top)), ""
+            if not self.manifest.services:
+                builds = f" (builds nothing; images from elsewhere: {others})"
+            echo(f"Manifest: {settings.file}{builds}")
+            for warning in [*self.manifest.warnings(), *self.docker.warnings(self.images)]:
                 warn(warning)
         self.export()
 
@@ -786,7 +785,7 @@ class Manifest:
 
     text: str = ""
     is_compose: bool = False
-    top: dict[str, Any] = field(default_factory=lambda: {"services": {}})
+    top: dict[str, Any] = field(default_factory=lambda: {"services": {}}, compare=False)
     services: list[Service] = field(default_factory=list)
 
     @classmethod
@@ -861,8 +860,8 @@ class Manifest:
 
     def with_tags(self) -> str:
         """Return the text with TAG replaced in each image, and nothing else changed."""
-        text, tags = self.text, {each.tag_offset: each.tag for each in self.services}
-        tags.pop(0, None)  # of services that name no image
+        tags = {each.tag_offset: each.tag for each in self.services if each.repository}
+        text = self.text
         for offset, tag in sorted(tags.items(), reverse=True):
             text = text[:offset] + tag + text[offset + len("TAG") :]
         return text
@@ -1029,7 +1028,7 @@ READ_BY_DOCKER = re.compile(
 )
 MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
-IMMUTABLE = "because the (tag|repository) is immutable"
+IMMUTABLE = "is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command or its output decides.
 DOCKER_ADVICE = rf"""
@@ -1183,7 +1182,7 @@ class Docker:
         answer = shell.capture(words, fields, image.local, about=image.name)
         algorithm_and_digits, _, image.platform = answer.strip().partition(" ")
         image.id = algorithm_and_digits.rpartition(":")[2]  # podman prints the digits alone
-        if not re.fullmatch("[0-9a-f]{64}", image.id):
+        if len(image.id) != 64:
             raise CommandFailed("It printed no image ID.", "`docker image inspect`", 0)
         image.platform = self.given("--platform") or image.platform  # docker names one of several
 
@@ -1200,7 +1199,7 @@ class Docker:
             try:
                 return self.push_once(reference, service)
             except CommandFailed as failure:
-                if re.search(IMMUTABLE, failure.output) and reference.endswith(image.id[:12]):
+                if IMMUTABLE in failure.output and reference.endswith(image.id[:12]):
                     echo(f"{reference} is already in the registry.")
                     return None
                 if failure.status is None:
@@ -1308,7 +1307,6 @@ class Ecr(NamedTuple):
 # --- convox ---------------------------------------------------------------------------
 
 RELEASE_ID = "R[A-Z]{9,10}"
-CONSOLE = r"(?i)console\.convox\.com(:443)?"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
@@ -1403,7 +1401,8 @@ class Convox:
     def rack_problems(self) -> Iterator[str]:
         """Yield where the variables that name the rack are incomplete or contradictory."""
         host, password = env("CONVOX_HOST"), env("CONVOX_PASSWORD")
-        if re.fullmatch(CONSOLE, self.host) and (self.url or not self.rack):
+        is_console = self.host.lower().removesuffix(":443") == "console.convox.com"
+        if is_console and (self.url or not self.rack):
             yield f"{self.host} is the Convox Console, not a rack. Set --rack or CONVOX_RACK."
         is_other = host and host.lower() != self.host.lower()
         if self.url.strip() and (self.rack or is_other):
@@ -1436,7 +1435,7 @@ class Convox:
         """Return what is running. Raise DeployError."""
         build_help = shell.capture("convox build --help", _err_to_out=True)
         promote_help = shell.capture("convox releases promote --help")
-        is_new = {"--id", "--manifest"} <= {*re.findall("--[a-z]+", build_help)}
+        is_new = "--id" in build_help and "--manifest" in build_help
         if not is_new or "--app" not in promote_help:
             fix = "Install the current v2 CLI, which reaches older racks, too, or v3."
             raise DeployError(f"`convox` is not the Convox CLI, or too old. {fix}")
@@ -1498,8 +1497,7 @@ class Convox:
         The times sort as text: RFC 3339 in UTC, of which Go drops trailing zeros.
         """
         try:
-            created = self.get(f"/releases/{release}", lambda answer: str(answer["created"]))
-            return created.rstrip("Z")
+            return self.get(f"/releases/{release}", lambda found: str(found["created"]).rstrip("Z"))
         except CommandFailed as failure:
             if re.search(f"(?i){release}.* not found|not found: {release}", failure.output):
                 fix = f"To list them: {self.to_type('releases')}."
@@ -1692,7 +1690,7 @@ def read_commit() -> Commit:
     branch = git("branch --show-current")  # none where it is detached, as in CI
     if not branch:
         branch = next(filter(None, map(env, BRANCHES)), "").removeprefix("origin/")
-    if os.path.exists(".gitmodules") and re.search("(?m)^-", shell.capture("git submodule status")):
+    if os.path.exists(".gitmodules") and "\n-" in "\n" + shell.capture("git submodule status"):
         warn("A submodule is not checked out. Run: git submodule update --init")
     if sys.stdout.isatty() and git("status --porcelain"):
         warn("Uncommitted or untracked files are deployed, too.")
@@ -2016,11 +2014,12 @@ class Shell:
                 signal.signal(signum, self.stop)
         ending = ThreadPoolExecutor(1).submit(work)
         while wait([ending], 0.1).not_done:
-            self.keep_time(time.monotonic())
+            self.keep_time()
         return ending.result()
 
-    def keep_time(self, now: float) -> None:
+    def keep_time(self) -> None:
         """Stop what takes too long, kill what does not stop, and print signs of life."""
+        now = time.monotonic()
         if now > self.deadline and self.stopped:
             self.signal_all(SIGKILL)
         elif now > self.deadline:
