@@ -1896,7 +1896,7 @@ class Shell:
                         break
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.flush()
-                    end = (end + chunk)[-(1 << 14) :]
+                    end = chunk if len(chunk) > 1 << 14 else (end + chunk)[-(1 << 14) :]
                     self.heard = time.monotonic()
         return end.decode(errors="replace")
 
