@@ -1579,9 +1579,9 @@ class Convox:
             if app.status in ("running", "failed"):
                 return app
             doing = f"waiting for {self.app} (status: {app.status})"
-            if not self.was_busy:
+            if shell.doing != doing:
                 echo(doing.capitalize())
-            self.was_busy = True
+            self.was_busy = app != App()  # else, the rack has not answered
             shell.pause(POLL_SECONDS, doing)
 
     @contextmanager
@@ -1626,8 +1626,9 @@ class Convox:
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
-        if log or service not in self.unhealthy:  # it is empty just after a restart
-            self.unhealthy[service] = LOG_INDENT.join([state, *log])
+        _, *old_log = self.unhealthy.get(service, "").split(LOG_INDENT)
+        # Just after a restart, the log is empty.
+        self.unhealthy[service] = LOG_INDENT.join([state, *(log or old_log)])
 
 
 def release_id(output: str, name: str) -> str:
