@@ -133,7 +133,9 @@ class World:
         self.write("Dockerfile", "FROM scratch\n")
         self.write("docker-compose.yml", COMPOSE)
         self.rules: dict[str, Rule] = {}
-        self.constants: dict[str, Any] = {}  # overrides for the tool's constants
+        self.constants: dict[str, Any] = {
+            "POLL_SECONDS": 0.05
+        }  # overrides for the tool's constants
         self.server, self.deploys = server, list[subprocess.Popen[str]]()
         self.env = {
             "PATH": str(self.bin),
@@ -406,6 +408,7 @@ def sandbox() -> Iterator[Any]:
     """One sandbox for all tests. Where it can't run, its tests are skipped, or fail if REQUIRE_E2E is set."""
     from sandbox import Sandbox, SandboxError
 
+    os.environ["CONVOX_STANDIN_SECOND"] = "0.005"
     running = Sandbox(report=lambda text: None)
     try:
         running.__enter__()
