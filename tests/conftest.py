@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import itertools
 import json
 import marshal
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -287,6 +288,11 @@ class Announcements:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+def paired(values: Iterable[Any], others: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Give each value one of the others, in turn: each is tried, and not each with each."""
+    return list(zip(values, itertools.cycle(others)))
 
 
 def interpreter_variables(env: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ECR, IMAGE_ID, REAL_GIT, ROOT, SHORT_ID, Ran, World, ended, has_ended
+from conftest import ECR, IMAGE_ID, REAL_GIT, ROOT, SHORT_ID, Ran, World, ended, has_ended, paired
 
 BUILD, EXTERNAL, PROMOTE = (
     "docker build --tag",
@@ -185,8 +185,10 @@ OF_DOCKER = [
 ]
 
 
-@pytest.mark.parametrize("default", ["", "=default"])
-@pytest.mark.parametrize("name", [name for name in OF_DOCKER if name != "BUILDKIT_HOST"])
+@pytest.mark.parametrize(
+    ("name", "default"),
+    paired([name for name in OF_DOCKER if name != "BUILDKIT_HOST"], ["", "=default"]),
+)
 def test_docker_never_follows_the_apps_values(world: World, name: str, default: str) -> None:
     world.write("Dockerfile", f"FROM scratch\nARG {name}{default}\n")
     env = {"STANDIN_APP_ENV": f"{name}=of-the-app"}
@@ -742,22 +744,28 @@ def test_only_docker_builds_options_belong_after_the_dashes(world: World, option
 HOOKS = ["before_build", "after_build", "before_release"]
 
 
-@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("#!/bin/sh\r\nexit 0\r\n", "has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}\n"),
-        ("#!/usr/bin/env bash\r\n", "has CRLF line ends. "),
-        ("exit 0\n", "must start with a line such as #!/bin/sh.\n"),
-        ("", "must start with a line such as #!/bin/sh.\n"),
-        ("#!/no/such/shell\n", "needs /no/such/shell, which is not installed here.\n"),
-        ("#!/usr/bin/env fish\n", "needs fish, which is not installed here.\n"),
-        ("#! /usr/bin/no-python -u\n", "needs /usr/bin/no-python, which is not installed here.\n"),
-    ],
+    ("explained", "hook"),
+    paired(
+        [
+            ("#!/bin/sh\r\nexit 0\r\n", "has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}\n"),
+            ("#!/usr/bin/env bash\r\n", "has CRLF line ends. "),
+            ("exit 0\n", "must start with a line such as #!/bin/sh.\n"),
+            ("", "must start with a line such as #!/bin/sh.\n"),
+            ("#!/no/such/shell\n", "needs /no/such/shell, which is not installed here.\n"),
+            ("#!/usr/bin/env fish\n", "needs fish, which is not installed here.\n"),
+            (
+                "#! /usr/bin/no-python -u\n",
+                "needs /usr/bin/no-python, which is not installed here.\n",
+            ),
+        ],
+        HOOKS,
+    ),
 )
 def test_a_hook_that_cannot_start_is_found_in_preflight(
-    world: World, hook: str, text: str, why: str
+    world: World, explained: tuple[str, str], hook: str
 ) -> None:
+    text, why = explained
     path = f"deploy/{hook}.sh"
     world.write(path, text, 0o755)
     refused(world, world.deploy(), f"{path} {why.format(path=path)}")
@@ -794,14 +802,9 @@ echo 1 >version
 
 
 @pytest.mark.parametrize(
-    "variable",
-    [
-        *("CI_COMMIT_REF_NAME", "CIRCLE_TAG", "BITBUCKET_TAG", "TAG_NAME", "CI_COMMIT_BRANCH"),
-        *("BRANCH_NAME", "GITHUB_REF_NAME", "BUILDKITE_BRANCH", "CIRCLE_BRANCH", "DRONE_BRANCH"),
-        *("TRAVIS_BRANCH", "BITBUCKET_BRANCH"),
-    ],
+    ("variable", "has_head"),
+    paired(["CI_COMMIT_REF_NAME", "CIRCLE_TAG", "BITBUCKET_TAG", "TAG_NAME"], [True, False]),
 )
-@pytest.mark.parametrize("has_head", [False, True])
 def test_the_branch_of_a_detached_head_is_what_ci_says(
     world: World, variable: str, has_head: bool
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import ECR, Ran, World
+from conftest import ECR, Ran, World, paired
 from standin import Rule
 
 ASK = "convox api get /apps/shop"
@@ -248,23 +248,25 @@ def test_it_is_not_asked_on_v2(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [
-        {"out": "convox\n\nUsage: convox [command]\n"},  # of a CLI that does not know it
-        {"out": ""},
-        {"out": "null"},
-        {"out": "[]"},
-        {"out": '{"pods": [{"name": "web-1"}]}'},
-        {"out": '{"pods": {"web": 1}}'},
-        {"out": "[" * 100_000},
-        {"status": 1, "err": "ERROR: response status: 404\n"},
-        {"status": 1, "err": "ERROR: unknown flag: --no-events\n"},
-        {"status": 1, "err": "ERROR: operation not permitted for deploy keys\n"},
-        {"status": 1, "err": "ERROR: you are unauthorized to access this\n"},
-        {"signal": signal.SIGSEGV},
-    ],
+    ("answer", "end"),
+    paired(
+        [
+            {"out": "convox\n\nUsage: convox [command]\n"},  # of a CLI that does not know it
+            {"out": ""},
+            {"out": "null"},
+            {"out": "[]"},
+            {"out": '{"pods": [{"name": "web-1"}]}'},
+            {"out": '{"pods": {"web": 1}}'},
+            {"out": "[" * 100_000},
+            {"status": 1, "err": "ERROR: response status: 404\n"},
+            {"status": 1, "err": "ERROR: unknown flag: --no-events\n"},
+            {"status": 1, "err": "ERROR: operation not permitted for deploy keys\n"},
+            {"status": 1, "err": "ERROR: you are unauthorized to access this\n"},
+            {"signal": signal.SIGSEGV},
+        ],
+        ["success", "rollback"],
+    ),
 )
-@pytest.mark.parametrize("end", ["success", "rollback"])
 def test_what_cannot_answer_is_asked_once_and_not_mentioned(
     world: World, answer: Rule, end: str
 ) -> None:

@@ -8,7 +8,7 @@ import urllib.parse
 from typing import Any
 
 import pytest
-from conftest import World
+from conftest import World, paired
 from standin import Rule
 
 CLIS = ["v2", "v3"]
@@ -119,8 +119,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("url", MALFORMED)
-@pytest.mark.parametrize("cli", CLIS)
+@pytest.mark.parametrize(("url", "cli"), paired(MALFORMED, CLIS))
 def test_a_malformed_rack_url_is_left_to_the_cli_and_its_password_is_not_shown(
     world: World, url: str, cli: str
 ) -> None:

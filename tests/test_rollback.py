@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import OLD_RELEASE, World
+from conftest import OLD_RELEASE, World, paired
 from standin import Rule
 
 ASK = "convox api get /apps/shop"
@@ -172,12 +172,12 @@ WON_OVER: list[tuple[list[str], dict[str, str]]] = [
 ]
 
 
-@pytest.mark.parametrize("is_option", [True, False])
-@pytest.mark.parametrize(("args", "env"), WON_OVER)
+@pytest.mark.parametrize(("given", "is_option"), paired(WON_OVER, [True, False]))
 def test_rollback_wins_over_release_and_what_is_about_building_or_stopping(
-    world: World, args: list[str], env: dict[str, str], is_option: bool
+    world: World, given: tuple[list[str], dict[str, str]], is_option: bool
 ) -> None:
     """So "the same command" works in every job."""
+    args, env = given
     args, env = (
         (["--rollback", R, *args], env) if is_option else (args, {**env, "DEPLOY_ROLLBACK": R})
     )

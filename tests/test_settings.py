@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import COMPOSE, ECR, World
+from conftest import COMPOSE, ECR, World, paired
 
 from convox_deploy import main
 
@@ -174,12 +174,12 @@ BUILDING = [  # what is about building or stopping
 ]
 
 
-@pytest.mark.parametrize("is_option", [True, False])
-@pytest.mark.parametrize(("args", "env"), BUILDING)
+@pytest.mark.parametrize(("given", "is_option"), paired(BUILDING, [True, False]))
 def test_release_wins_over_what_is_about_building_or_stopping(
-    world: World, args: list[str], env: dict[str, str], is_option: bool
+    world: World, given: tuple[list[str], dict[str, str]], is_option: bool
 ) -> None:
     """So the same command can be run with --release after a failure."""
+    args, env = given
     release = "RABCDEFGHIJ"
     if is_option:
         args = ["--release", release, *args]
@@ -211,8 +211,7 @@ OPTIONS = [name for parameter in main.params for name in parameter.opts if name.
 OF_DOCKER = ["--file", "--tag", "--version"]  # docker has options of these names, too
 
 
-@pytest.mark.parametrize("option", sorted({*OPTIONS} - {*OF_DOCKER}))
-@pytest.mark.parametrize("value", ["", "=x"])
+@pytest.mark.parametrize(("option", "value"), paired(sorted({*OPTIONS} - {*OF_DOCKER}), ["", "=x"]))
 def test_an_option_of_ours_after_the_dashes_is_an_error(
     world: World, option: str, value: str
 ) -> None:
