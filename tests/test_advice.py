@@ -347,7 +347,7 @@ def advice_of(err: str, text: str) -> str:
 def said_of(command: str, text: str) -> str:
     """Return what a failed command's error says after the command's text."""
     name = f"`{command.partition(' --')[0]}`"
-    error = str(CommandFailed(text, name, 1))
+    error = str(CommandFailed(text.strip(), name, 1))
     assert error.startswith(f"{name} exited with code 1.")
     return advice_of(f"{error}\n", text)
 
