@@ -373,7 +373,7 @@ class Deploy:
                 warn(f"{newer} is newer. Its changes, such as variables, are not in {release}.")
             if self.has_hook("before_release"):
                 shell.run(str(hook_path("before_release")), _in=0)
-                self.await_turn()  # again: meanwhile, somebody else may have deployed
+                self.await_turn()  # again: meanwhile, someone else may have deployed
 
     def await_turn(self) -> None:
         """Wait until nobody else's deploy is under way. What runs then is the way back."""
@@ -601,7 +601,7 @@ def why_not_running(deploy: Deploy, app: App, failure: CommandFailed | None) -> 
     if app.release != before and not release:
         return f"The rack reports {app.release}, which may be our copy. Its ID is not known."
     if app.release != before:
-        return f"Somebody else promoted {app.release or 'nothing'}."
+        return f"Someone else promoted {app.release or 'nothing'}."
     release = release or "the new release"
     if "Waiting for app to be ready... ERROR" in output:
         return f"The update that it waited for was rolled back. {release} was never requested."
@@ -1350,7 +1350,7 @@ ERROR: [^\n]*app not found
     Check APP_NAME and the rack.
     To create the app, run `convox apps create <name>`.
 ERROR: [^\n]*older release
-    Somebody else's newer release is running.
+    Someone else's newer release is running.
     Deploy again.
 ERROR: [^\n]*is currently updating
     Another update is in progress.

@@ -272,7 +272,7 @@ REPORTS = [  # the command, what it printed, and a fragment of the advice
     (
         PROMOTE,
         "Promoting RNEWRELEASE... ERROR: can not promote an older release, try rollback",
-        "Somebody else's newer release is running. Deploy again.",
+        "Someone else's newer release is running. Deploy again.",
     ),
     (
         PROMOTE,

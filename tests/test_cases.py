@@ -808,7 +808,7 @@ echo 1 >version
 def test_the_branch_of_a_detached_head_is_what_ci_says(
     world: World, variable: str, has_head: bool
 ) -> None:
-    """Also where somebody has made a branch called HEAD."""
+    """Also where someone has made a branch called HEAD."""
     if has_head:
         git(world, "update-ref", "refs/heads/HEAD", "HEAD")
     git(world, "checkout", "--quiet", "--detach")
@@ -982,11 +982,11 @@ def test_docker_aws_and_git_do_not_get_the_login_to_the_rack(world: World, cli: 
         assert bool(has_login) != (call.argv[0] in programs), call.line
 
 
-# --- what somebody else does meanwhile --------------------------------------------------
+# --- what someone else does meanwhile --------------------------------------------------
 
 
 def test_the_way_back_is_what_ran_right_before_the_promote(world: World) -> None:
-    """Somebody else's release goes live during our build."""
+    """Someone else's release goes live during our build."""
     world.write("deploy/after_build.sh", '#!/bin/sh\necho RTHEIRSXXXX >"$STANDIN/running"\n', 0o755)
     ran = succeeded(world.deploy("--result", "result.json"))
     assert "--rollback RTHEIRSXXXX (or DEPLOY_ROLLBACK=RTHEIRSXXXX).\n" in ran.out

@@ -180,7 +180,7 @@ def test_what_was_unhealthy_for_a_while_does_not_matter_in_the_end(world: World)
     assert result_of(world)["error"] == ""
 
 
-def test_a_release_of_somebody_else_is_no_matter_of_our_containers(world: World) -> None:
+def test_a_release_of_someone_else_is_no_matter_of_our_containers(world: World) -> None:
     world.rules[DEBUG] = {"sequence": [report(POD)]}
     world.rules[PROMOTE] = {"once": DEBUG, "times": 2, "usual": True}
     old = app("ROLDRELEASE", "running")
@@ -188,7 +188,7 @@ def test_a_release_of_somebody_else_is_no_matter_of_our_containers(world: World)
     world.rules[ASK] = {"sequence": [old, old, {"usual": True}, other]}
     ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
     assert ran.status == 1
-    assert "promote failed:\nSomebody else promoted ROTHERRELEASE.\nshop is running" in ran.err
+    assert "promote failed:\nSomeone else promoted ROTHERRELEASE.\nshop is running" in ran.err
 
 
 def test_containers_are_looked_at_while_the_rack_goes_on_after_the_cli(world: World) -> None:

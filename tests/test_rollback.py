@@ -237,7 +237,7 @@ def test_an_older_release_is_never_refused(world: World) -> None:
     assert world.deploy("--rollback", R).status == 0
 
 
-def test_a_release_that_somebody_else_promoted_meanwhile_is_not_rolled_back_to(
+def test_a_release_that_someone_else_promoted_meanwhile_is_not_rolled_back_to(
     world: World,
 ) -> None:
     world.rules[ASK] = {
@@ -311,11 +311,11 @@ def test_a_cli_that_fails_although_the_copy_runs_is_a_warning(world: World) -> N
     assert "\nwarning: The rack reports RCOPYRELEAS running, although" in ran.out
 
 
-def test_somebody_elses_release_after_a_rollback_is_named(world: World) -> None:
+def test_someone_elses_release_after_a_rollback_is_named(world: World) -> None:
     world.rules[ASK] = responses(app("ROTHERRELEASE", "running"))
     ran = world.deploy("--rollback", R)
     assert ran.status == 1
-    assert "\npromote failed:\nSomebody else promoted ROTHERRELEASE.\n" in ran.err
+    assert "\npromote failed:\nSomeone else promoted ROTHERRELEASE.\n" in ran.err
     assert ran.err.endswith(f"\nshop is running ROTHERRELEASE. {COPY}\n{AGAIN}")
 
 
@@ -338,8 +338,8 @@ def test_a_rollback_that_is_stopped_can_be_looked_at_and_canceled(
     assert "To cancel it: `convox apps cancel --app shop`." in ran.err
 
 
-def test_somebody_elses_update_is_not_offered_to_be_canceled(world: World) -> None:
-    """The rack refused the copy, because somebody else's update had just begun."""
+def test_someone_elses_update_is_not_offered_to_be_canceled(world: World) -> None:
+    """The rack refused the copy, because someone else's update had just begun."""
     world.rules[ROLL_BACK] = REFUSED
     world.rules[ASK] = responses(
         app("ROTHERRELEASE", "updating"), {"hang": True}, app("ROTHERRELEASE", "updating")

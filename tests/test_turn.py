@@ -55,7 +55,7 @@ def impatient(world: World) -> None:
 def test_the_hook_runs_only_after_the_update_that_is_under_way(
     world: World, status: str, cli: str
 ) -> None:
-    """Such as somebody else's deploy, or an `apps lock`."""
+    """Such as someone else's deploy, or an `apps lock`."""
     world.write("convox.yml", f"services:\n  web:\n    image: {IMAGE}\n")
     busy = app("ROLDRELEASE", status)
     world.rules[ASK] = {"sequence": [app("ROLDRELEASE"), busy, busy, app("ROLDRELEASE"), USUAL]}
@@ -148,7 +148,7 @@ def test_a_release_that_is_overtaken_during_the_hook_is_not_promoted(world: Worl
 
 
 def test_an_older_release_that_ran_during_the_hook_is_the_way_back(world: World) -> None:
-    """Somebody promoted a release that is older than ours, so ours is not overtaken."""
+    """Someone promoted a release that is older than ours, so ours is not overtaken."""
     add_release(world, "ROTHERRELEA", "2026-11-02T09:00:00Z")
     old, other = app("ROLDRELEASE"), app("ROTHERRELEA")
     world.rules[ASK] = {"sequence": [old, old, USUAL, other, USUAL]}

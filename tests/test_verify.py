@@ -91,7 +91,7 @@ ENDS = ["ERROR: timeout", "ERROR: rollback", "ERROR: stream error", "killed"]
 def test_a_cli_that_fails_while_the_new_release_runs_in_the_end_is_a_warning(
     world: World, text: str, statuses: list[str]
 ) -> None:
-    """`ERROR: timeout` after 35 minutes is no word of the rack, which goes on."""
+    """`ERROR: timeout` after 35 minutes is not the word of the rack, which continues."""
     world.rules[PROMOTE] = {"status": 1, "err": f"{text}\n"}
     world.rules[ASK] = responses(*statuses)
     ran = world.deploy("--result", "result.json")
@@ -147,7 +147,7 @@ def test_after_a_first_deploy_that_failed_nothing_runs(world: World) -> None:
 
 
 @pytest.mark.parametrize("has_failed", [True, False])
-def test_a_release_that_somebody_else_promoted_meanwhile_is_named_and_nothing_else_blamed(
+def test_a_release_that_someone_else_promoted_meanwhile_is_named_and_nothing_else_blamed(
     world: World, has_failed: bool
 ) -> None:
     if has_failed:
@@ -155,7 +155,7 @@ def test_a_release_that_somebody_else_promoted_meanwhile_is_named_and_nothing_el
     world.rules[ASK] = responses("updating", "running", release="ROTHERRELEASE")
     ran = world.deploy("--result", "result.json")
     assert ran.status == 1
-    assert "promote failed:\nSomebody else promoted ROTHERRELEASE.\n" in ran.err
+    assert "promote failed:\nSomeone else promoted ROTHERRELEASE.\n" in ran.err
     assert ran.err.endswith("\nshop is running ROTHERRELEASE.\nDeploy again.\n")
     assert "healthy" not in ran.err
     assert result_of(world)["running"] == "ROTHERRELEASE"
@@ -185,7 +185,7 @@ def test_a_promote_that_waited_for_an_update_which_was_rolled_back_was_never_req
         ("app is currently updating", "Another update is in progress. Try again after it."),
         (
             "can not promote an older release, try rollback",
-            "Somebody else's newer release is running. Deploy again.",
+            "Someone else's newer release is running. Deploy again.",
         ),
         (
             "budget cap exceeded for app shop: spent $5 of $4 cap this month",
@@ -368,7 +368,7 @@ def test_a_stopped_first_promote_can_be_canceled_too(world: World, release: str)
     "after",
     [
         app("ROLDRELEASE", "running"),  # a second or so behind
-        app("ROTHERRELEASE", "updating"),  # somebody else's
+        app("ROTHERRELEASE", "updating"),  # someone else's
         app("RNEWRELEASE", "rollback"),
         app("ROLDRELEASE", "rollback"),
         {"out": "<html>"},
