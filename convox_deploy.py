@@ -164,7 +164,7 @@ class Deploy:
         """Read the manifest, unless before_build.sh has yet to create it. Yield its problems."""
         settings = self.settings
         if settings.rollback or (settings.release and os.path.isfile(settings.file)):
-            return  # this is the app's root, so before_release.sh is found
+            return  # it is only needed to know that this is the app's root, with its hook
         if not (is_final or shell.dry_run or os.path.lexists(settings.file)):
             return
         try:
@@ -273,7 +273,7 @@ class Deploy:
             if "after_build" in self.hooks and not shell.dry_run:  # the hook may run the images
                 for image in self.images:
                     self.docker.inspect(image)
-        for image in reversed(self.images):
+        for image in reversed(self.images):  # the first one's name stays
             os.environ["DOCKER_TAG"] = image.local
             for service in image.services:
                 suffix = re.sub("[^A-Z0-9]", "_", service.name.upper())
@@ -984,7 +984,8 @@ def check_environment(keys: dict[str, Any]) -> None:
 
 def read_build(keys: dict[str, Any], is_compose: bool) -> Build:
     """Return how a service is built. Raise ValueError."""
-    build, names = keys.get("build"), COMPOSE_KEYS if is_compose else CONVOX_KEYS
+    build = keys.get("build")
+    names = COMPOSE_KEYS if is_compose else CONVOX_KEYS
     given = dict[str, Any](platform=keys.get("platform"))
     if is_compose:
         given["dockerfile"] = keys.get("dockerfile")  # in Compose v1, it is a key of the service
@@ -1059,7 +1060,7 @@ credentials - err
     Check that docker can reach the registry, and this machine's clock.
 ^`docker build.*(pull access denied|failed to resolve source|no basic auth)
     To pull a base image, log docker in to its registry in deploy/before_build.sh.
-# What is below is about pushes.
+# What is below is about pushes: here, the search ends without advice.
 ^`docker (build|login)
 ^`docker image inspect
     If the builder does not load images into docker, add `-- --load`.
@@ -1128,6 +1129,7 @@ class Docker:
 
     def given(self, option: str) -> str:
         """Return the value of an option that is given after `--`. The last one counts."""
+        # As --name=value, or as two words, which \0 separates.
         found = re.findall(rf"\0(?:{option})[\0=]?([^\0]+)", "\0" + "\0".join(self.build_args))
         return found[-1] if found else ""
 
@@ -1323,7 +1325,7 @@ not published for
 exec format error|no matching manifest|no match for platform
     The image is not for the rack's architecture.
     Build it with `-- --platform linux/amd64`.
-# What is above them may be the app's own log.
+# What is above them may be the app's own log: here, the search ends without advice.
 ERROR: (rollback|timeout)\Z
 ERROR: this build will drop
     Set the variables: `convox env set NAME=VALUE --app <name>`, or unset CONVOX_ENV_DROP_GUARD.
@@ -2056,7 +2058,7 @@ def start(argv: list[str], options: dict[str, Any]) -> Any:
     """Start a command in a process group of its own. Raise CommandFailed."""
     program = argv[0]
     options.setdefault("_in", "")
-    if program in ("docker", "aws", "git"):
+    if program != "convox" and "/" not in program:  # a hook has a path
         options.setdefault("_env", without_rack())
     if "_out" not in options:
         options["_tty_out"] = False  # keeps programs from drawing progress bars
