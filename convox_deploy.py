@@ -31,7 +31,6 @@ import difflib
 import json
 import os
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -75,6 +74,7 @@ POLL_SECONDS = 5  # between polls of a rack that is updating
 PATIENCE_SECONDS = 120  # for a rack that does not respond while we wait
 LAST_WORDS_SECONDS = 3  # to ask what is running after a promote that was stopped
 DEBUG_SECONDS = [15, 30]  # after which the containers of a promote are looked at, and again
+DRAIN_SECONDS = 0.2  # for what still comes through a pipe of a hook that has ended
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
 LOG_LINES, LOG_INDENT = 20, "\n  | "  # of a failed command, and of a container
 T = TypeVar("T")
@@ -230,7 +230,10 @@ class Deploy:
             if not self.manifest.services:
                 builds = f" (builds nothing; images from elsewhere: {others})"
             echo(f"Manifest: {settings.file}{builds}")
-            for warning in [*self.manifest.warnings(), *self.docker.warnings(self.images)]:
+            for warning in [
+                *self.manifest.warnings(self.convox.is_v3),
+                *self.docker.warnings(self.images),
+            ]:
                 warn(warning)
         self.export()
 
@@ -288,6 +291,7 @@ class Deploy:
             raise DeployError(*problems)
         if self.manifest.repositories != repositories:
             self.log_in()
+        vars(self.convox).pop("environment", None)  # the hook may have changed it
         prepare_builds(self)
 
     def use_running_images_as_cache(self) -> None:
@@ -397,8 +401,10 @@ class Deploy:
                     self.request()
                 except CommandFailed as error:
                     failure = error
-                    if copy := re.search(rf"OK, ({RELEASE_ID})", error.output):
-                        self.result.release = copy[1]
+                finally:
+                    if self.settings.rollback:
+                        self.result.release = shell.copy_id or self.result.release
+                if failure:
                     shell.pause(POLL_SECONDS, "waiting for what the rack reports")
                 app = self.convox.await_settled()
             self.result.running = app.release if app.status == "running" else ""
@@ -461,7 +467,6 @@ def read_environment(deploy: Deploy, arguments: dict[str, bool]) -> dict[str, st
         if not (deploy.has_before_build and deploy.step_name == "preflight"):
             raise DeployError(problem)
         warn(problem)  # the hook may set them
-        del deploy.convox.environment
     return environment
 
 
@@ -490,7 +495,7 @@ def shebang_problem(path: Path) -> str:
     line = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
     if line.endswith("\r"):
         return f"has CRLF line ends. Run: sed -i.bak 's/\\r$//' {path}"
-    if match := re.match(r"#!\s*(?:\S+/env\s+(?:-S\s+)?)?(\S+)", line):
+    if match := re.match(r"#!\s*(?:\S+/env\s+(?:(?:-\S+|\w+=\S*)\s+)*)?(\S+)", line):
         return "" if shutil.which(match[1]) else f"needs {match[1]}, which is not installed here."
     return "" if "\0" in line else "must start with a line such as #!/bin/sh."
 
@@ -583,7 +588,10 @@ def as_deploy_error(error: Exception) -> DeployError:
         return error
     if isinstance(error, OSError):
         what = f"{error.filename or 'Cannot write'}: {error.strerror or error}".rstrip(".")
-        return DeployError(f"{what}. Check its permissions and the disk's space, or set TMPDIR.")
+        fix = (
+            " Check its permissions and the disk's space, or set TMPDIR." if error.filename else ""
+        )
+        return DeployError(f"{what}.{fix}")
     with suppress(OSError):  # stderr is closed
         echo(traceback.format_exc(), err=True)
     return DeployError(
@@ -605,7 +613,8 @@ def why_not_running(deploy: Deploy, app: App, failure: CommandFailed | None) -> 
     release = release or "the new release"
     if "Waiting for app to be ready... ERROR" in output:
         return f"The update that it waited for was rolled back. {release} was never requested."
-    if "is currently updating" in output or (failure and not deploy.convox.was_busy):
+    began = deploy.convox.was_busy or deploy.convox.unhealthy
+    if "is currently updating" in output or (failure and not began):
         return f"The rack did not promote {release}."
     why = f"The rack rolled back to {before or 'nothing'}: {release} did not become healthy."
     return "\n".join([why, *deploy.convox.unhealthy.values()])
@@ -656,7 +665,7 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
             again = "Deploy again."
         return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
     before = f"{result.running_before or 'nothing'} was running before it.{copy}"
-    ours = (result.release or app.release, result.running_before)  # v2 reports the old one
+    ours = (result.release, result.running_before)  # v2 reports the old one
     if app.status == "updating" and app.release in ours:
         cancel = f"{convox.to_type('apps cancel')}. That adds a release that copies the newest one."
         return f"The promote is still in progress; {before}\nTo cancel it: {cancel}"
@@ -729,10 +738,10 @@ def remove_result(path: Path) -> None:
 def write_result(settings: Settings, result: Result) -> None:
     """Write the result beside its place and rename it, so that it is never half written."""
     if settings.result and not settings.dry_run:
-        part = Path(f"{settings.result}.{os.getpid()}")
+        part = Path(f"{Path(settings.result)}.{os.getpid()}")
         try:
             part.write_text(json.dumps(asdict(result), indent=2) + "\n")
-            part.replace(settings.result)
+            part.replace(Path(settings.result))
         finally:
             part.unlink(missing_ok=True)
 
@@ -822,9 +831,12 @@ class Manifest:
             raise DeployError(*problems)
         return manifest
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self, is_v3: bool) -> Iterator[str]:
         """Yield where Convox will not see what docker compose does."""
-        for name, keys in services_in(self.top).items():
+        top = self.top
+        if is_v3:  # which reads a Compose file as it reads a convox.yml
+            top = mapping(yaml.load(self.text, ConvoxLoader))
+        for name, keys in services_in(top).items():
             for part in [keys, *keys.values()]:
                 if lost := merged(part) - mapping(part).keys():
                     names = ", ".join(sorted(lost))
@@ -834,9 +846,12 @@ class Manifest:
     def required(self) -> set[str]:
         """The variables in a convox.yml's lists `environment:` that have no default."""
         lists = [keys.get("environment") for keys in [self.top, *services_in(self.top).values()]]
-        names = {str(name) for each in lists if isinstance(each, list) for name in each}
         if self.is_compose:
             return set()
+        entries = [entry for each in lists if isinstance(each, list) for entry in each]
+        # Convox flattens a list in it, such as an alias, and ignores what is no string.
+        flat = [name for each in entries for name in (each if isinstance(each, list) else [each])]
+        names = {str(name) for name in flat if isinstance(name, str)}
         return {name for name in names if "=" not in name and name != "*"}
 
     @property
@@ -1117,7 +1132,7 @@ class Docker:
             fix = "If the rack runs on Intel or AMD, add `-- --platform linux/amd64`."
             yield f"builds linux/arm64. {fix}"
         config = ""  # names the registries that docker is logged in to
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError, ValueError):  # no home, not UTF-8
             directory = env("DOCKER_CONFIG") or Path.home() / ".docker"
             config = Path(directory, "config.json").read_text()
         repositories = [each.repository for image in images for each in image.services]
@@ -1485,8 +1500,7 @@ class Convox:
         """Return what `read` finds in a response of the rack's API. Raise CommandFailed."""
         answer = self.ask("convox api get", f"/apps/{self.app}{path}")
         with suppress(Exception):
-            # v3 may print errors of other racks before it
-            return read(json.loads(re.split(r"(?m)^(?=[{\[])", answer, maxsplit=1)[-1]))
+            return read(read_json(answer))
         why = f"`convox api get` for {self.app} on {self.label} printed no usable answer."
         raise CommandFailed(f"{why} Check that this is a Convox rack.")
 
@@ -1608,7 +1622,7 @@ class Convox:
         with suppress(Exception):
             while not ended.wait(pause):
                 age = time.monotonic() - started  # before it asks: logs take their time
-                answer = json.loads(self.ask("convox deploy-debug --output json", *options))
+                answer = read_json(self.ask("convox deploy-debug --output json", *options))
                 pods = {
                     pod["service"]: pod
                     for pod in answer.get("pods") or []
@@ -1631,6 +1645,11 @@ class Convox:
         _, *old_log = self.unhealthy.get(service, "").split(LOG_INDENT)
         # Just after a restart, the log is empty.
         self.unhealthy[service] = LOG_INDENT.join([state, *(log or old_log)])
+
+
+def read_json(answer: str) -> Any:
+    """Return what a convox command printed, after errors of other racks. Raise ValueError."""
+    return json.loads(re.split(r"(?m)^(?=[{\[])", answer, maxsplit=1)[-1])
 
 
 def release_id(output: str, name: str) -> str:
@@ -1865,6 +1884,7 @@ class Shell:
     deadline = float("inf")
     doing = ""  # for messages, while it waits
     is_parallel = False  # several commands run at once: their lines are labeled
+    copy_id = ""  # of the release that a rollback has made
     passes_through = False  # a command writes to our output itself
     stopped: Stopped | None = None
 
@@ -1889,19 +1909,24 @@ class Shell:
     def copy(self, process: Any, read_end: int, pipe: int) -> str:
         """Copy to our stdout what a command writes to a pipe, and return its end."""
         os.close(pipe)
-        end, is_alive = b"", True
-        with suppress(OSError), open(read_end, "rb", buffering=0) as source:  # our output is closed
-            while is_alive:  # a daemon that it has started may keep writing
-                is_alive = process.is_alive()
-                if select.select([source], [], [], 0.05)[0]:
-                    chunk = source.read(1 << 16)  # all that a pipe holds
-                    if not chunk:
-                        break
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.flush()
-                    end = chunk if len(chunk) > 1 << 14 else (end + chunk)[-(1 << 14) :]
-                    self.heard = time.monotonic()
+        end = bytearray()
+        pump = threading.Thread(target=self.pump, args=[read_end, end], daemon=True)
+        pump.start()
+        _ = process.exit_code  # waits
+        pump.join(DRAIN_SECONDS)  # for `exec > >(tee log)`. A daemon may keep writing
+        if end and not end.endswith(b"\n"):
+            click.echo()  # or ::endgroup:: would not be seen
         return end.decode(errors="replace")
+
+    def pump(self, read_end: int, end: bytearray) -> None:
+        """Copy until the last writer, perhaps a daemon, has closed the pipe."""
+        with suppress(OSError), open(read_end, "rb", buffering=0) as source:  # our output is closed
+            while chunk := source.read(1 << 16):  # all that a pipe holds
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+                end += chunk
+                del end[: -(1 << 14)]
+                self.heard = time.monotonic()
 
     def stream(self, *command: str, only: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
@@ -1953,6 +1978,8 @@ class Shell:
         for line in command:
             if line.strip() or not label:
                 echo(label + line.rstrip("\n"))
+            if copy := re.search(rf"OK, ({RELEASE_ID})", line):
+                self.copy_id = copy[1]  # of a rollback, printed before it is promoted
             if "will drop env var" in line:
                 self.warnings.append(line.strip())
         return str(command)
@@ -2185,7 +2212,8 @@ def default_app() -> tuple[str, str]:
     """Return where the convox CLI would find the app's name, and the name."""
     for path in (".convox/app", ".convox2/app"):  # of v3 and v2
         with suppress(OSError):
-            return path, Path(path).read_text().strip()
+            if name := Path(path).read_text(errors="replace").strip():
+                return path, name
     try:
         return "directory name", Path.cwd().name.lower().replace(".", "-")
     except FileNotFoundError:
@@ -2282,6 +2310,9 @@ def main(**options: Any) -> None:
         os.environ.pop(variable, None)
     learn_secrets(os.environ)
     learn_url_password()
+    for argument in settings.docker_build_args:
+        name, _, value = argument.removeprefix("--build-arg=").partition("=")
+        learn_secrets({name: value})
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")

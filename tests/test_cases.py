@@ -497,7 +497,9 @@ def test_in_a_compose_file_merge_keys_and_mappings_are_normal(world: World, cli:
     services = "{web: {<<: *base, build: {context: ., args: {B: c}}}}"
     write(world, services, before, "docker-compose.yml")
     ran = world.deploy("-m", "docker-compose.yml", env={"CONVOX_STANDIN_CLI": cli})
-    assert "warning" not in succeeded(ran).out
+    # A v3 CLI reads it as a convox.yml.
+    lost = "warning: service web: Convox ignores merge keys (<<): environment, image\n"
+    assert succeeded(ran).out.count("warning: ") == ran.out.count(lost) == (cli == "v3")
     assert "--build-arg B=c" in world.call(BUILD).line
 
 
@@ -611,6 +613,24 @@ def test_where_before_build_can_set_them_the_check_comes_after_it(world: World) 
     ran = world.deploy()
     assert ran.status == 1 and "build failed:\nThe app has no value for NEEDED." in ran.err
     assert world.commands(BUILD) == builds
+
+
+def test_a_value_that_before_build_sets_is_the_builds(world: World) -> None:
+    write(world, "{web: {build: .}}")
+    world.write("Dockerfile", "FROM scratch\nARG API_URL=x\n")
+    world.add_hooks("before_build")
+    world.rules[ENV] = {"sequence": [{"out": "API_URL=old\n"}, {"out": "API_URL=new\n"}]}
+    succeeded(world.deploy())
+    assert world.call(BUILD).env["API_URL"] == "new"
+
+
+def test_required_variables_may_be_in_a_list_of_an_alias(world: World) -> None:
+    """Convox flattens it, and ignores what is no string."""
+    write(
+        world, "{web: {build: ., environment: [*shared, C, {X: y}]}}", "x-env: &shared [A, B=1]\n"
+    )
+    refused(world, world.deploy(env={"STANDIN_APP_ENV": "A=1"}), "The app has no value for C. ")
+    succeeded(world.deploy(env={"STANDIN_APP_ENV": "A=1\nC=2"}))
 
 
 def test_an_environment_that_cannot_be_read_is_no_reason_to_stop(world: World) -> None:
@@ -1006,3 +1026,53 @@ def test_an_unknown_release_is_found_before_any_hook(world: World, option: str, 
         world, ran, "There is no release RNOSUCHONE. To list them: `convox releases --app shop`"
     )
     assert world.commands("before_", "after_") == []
+
+
+# --- what a hostile tester found -------------------------------------------------------
+
+
+def test_what_still_comes_through_a_hooks_pipe_is_shown_and_quoted(world: World) -> None:
+    """A filter of the hook's own output outlives the hook for a moment."""
+    script = """#!/bin/bash
+exec > >(while read -r line; do echo "[mig] $line"; done) 2>&1
+for i in $(seq 300); do echo "line $i"; done
+echo "ERROR the cause"
+exit 3
+"""
+    world.write("deploy/before_build.sh", script, 0o755)
+    world.env["PATH"] += ":/usr/bin:/bin"
+    world.constants["DRAIN_SECONDS"] = 20
+    ran = world.deploy()
+    assert ran.status == 1 and ran.out.count("[mig] line ") == 300
+    assert "\n  [mig] ERROR the cause\n" in ran.err
+
+
+def test_a_hook_that_ends_in_the_middle_of_a_line_hides_no_command_of_github(world: World) -> None:
+    world.rules["before_build"] = {"out": "partial"}
+    world.add_hooks("before_build")
+    ran = world.deploy(env={"GITHUB_ACTIONS": "true"})
+    assert "partial\n::endgroup::\n" in ran.out
+
+
+def test_a_result_may_be_named_with_a_slash_at_its_end(world: World) -> None:
+    assert world.deploy("--result", "out/").status == 0
+    assert '"status": "succeeded"' in (world.app / "out").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"  \n"])
+def test_an_empty_convox_app_is_none(world: World, content: bytes) -> None:
+    world.write(".convox/app", content)
+    ran = world.deploy(env={"APP_NAME": None})
+    assert ran.status == 0 and "Deploying shop (directory name)" in ran.out
+
+
+def test_a_secret_among_the_build_arguments_is_redacted(world: World) -> None:
+    ran = world.deploy("--", "--build-arg", "NPM_TOKEN=abcdefgh12345")
+    assert ran.status == 0 and "abcdefgh12345" not in ran.text
+    assert "--build-arg NPM_TOKEN=abcdefgh12345" in world.call(BUILD).line
+
+
+def test_a_hook_may_set_variables_in_its_first_line(world: World) -> None:
+    world.env["PATH"] += ":/usr/bin:/bin"
+    world.write("deploy/before_build.sh", "#!/usr/bin/env -S LC_ALL=C sh\necho fine\n", 0o755)
+    assert "\nfine\n" in succeeded(world.deploy()).out

@@ -330,12 +330,28 @@ def test_a_cli_that_prints_no_release_is_no_success(world: World) -> None:
 def test_a_rollback_that_is_stopped_can_be_looked_at_and_canceled(
     world: World, signum: Any, status: int
 ) -> None:
-    world.rules[ROLL_BACK] = {"hang": True}
+    world.rules[ROLL_BACK] = {"err": f"Rolling back to {R}... OK, RCOPYRELEAS\n", "hang": True}
     world.rules[ASK] = responses(app("RCOPYRELEAS", "updating"))
     ran = world.deploy_and_signal(signum, "--rollback", R)
     assert ran.status == status
-    assert "The promote is still in progress; ROLDRELEASE was running before it.\n" in ran.err
+    before = "ROLDRELEASE was running before it."
+    assert f"The promote is still in progress; {before} {COPY}\n" in ran.err
     assert "To cancel it: `convox apps cancel --app shop`." in ran.err
+
+
+def test_what_someone_else_does_after_a_stop_is_not_offered_to_be_canceled(world: World) -> None:
+    world.rules[ROLL_BACK] = {"err": f"Rolling back to {R}... OK, RCOPYRELEAS\n", "hang": True}
+    world.rules[ASK] = responses(app("ROTHERRELEASE", "updating"))
+    ran = world.deploy_and_signal(signal.SIGTERM, "--rollback", R)
+    assert "apps cancel" not in ran.err and COPY in ran.err
+
+
+def test_the_copy_is_known_however_much_is_printed_after_it(world: World) -> None:
+    log = f"Rolling back to {R}... OK, RCOPYRELEAS\n" + "web-1 web pending\n" * 1500
+    world.rules[ROLL_BACK] = {"err": f"{log}ERROR: timeout\n", "status": 1}
+    world.rules[ASK] = responses(app("RCOPYRELEAS", "running"))
+    ran = world.deploy("--rollback", R)
+    assert ran.status == 0 and "\nshop is now running RCOPYRELEAS.\n" in ran.out
 
 
 def test_someone_elses_update_is_not_offered_to_be_canceled(world: World) -> None:
