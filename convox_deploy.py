@@ -235,17 +235,7 @@ class Deploy:
                 *self.docker.warnings(self.images),
             ]:
                 warn(warning)
-        self.export()
-
-    def export(self) -> None:
-        """Set the variables that hooks get."""
-        os.environ.update(
-            APP_NAME=self.settings.app,
-            RACK_NAME=self.convox.rack,
-            GIT_HASH=self.commit.hash,
-            GIT_BRANCH=self.commit.branch,
-            GIT_DESCRIPTION=self.commit.title,
-        )
+        export(self)
 
     def log_in(self) -> None:
         """Log docker in to the registries in ECR. The build may need images from there."""
@@ -286,7 +276,7 @@ class Deploy:
         """Check and use what before_build.sh may have changed. Raise DeployError."""
         repositories = self.manifest.repositories
         self.check_git()
-        self.export()
+        export(self)
         if problems := list(self.read_manifest(is_final=True)):
             raise DeployError(*problems)
         if self.manifest.repositories != repositories:
@@ -419,6 +409,17 @@ class Deploy:
             self.result.release = self.convox.roll_back(self.settings.rollback)
         else:
             self.convox.promote(self.result.release)
+
+
+def export(deploy: Deploy) -> None:
+    """Set the variables that hooks get."""
+    os.environ.update(
+        APP_NAME=deploy.settings.app,
+        RACK_NAME=deploy.convox.rack,
+        GIT_HASH=deploy.commit.hash,
+        GIT_BRANCH=deploy.commit.branch,
+        GIT_DESCRIPTION=deploy.commit.title,
+    )
 
 
 def prepare_builds(deploy: Deploy) -> None:
@@ -1790,6 +1791,12 @@ def learn_secrets(variables: Mapping[str, str]) -> None:
                     SECRETS.update([line, quote(line, safe="")])
 
 
+def learn_secrets_of(docker_build_args: Iterable[str]) -> None:
+    for argument in docker_build_args:
+        name, _, value = argument.removeprefix("--build-arg=").partition("=")
+        learn_secrets({name: value})
+
+
 def learn_url_password() -> None:
     """Redact what is before the last @, and each part of it, but not the usual user."""
     login = env("RACK_URL").rpartition("@")[0].removeprefix("https://")
@@ -2309,10 +2316,8 @@ def main(**options: Any) -> None:
     for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
         os.environ.pop(variable, None)
     learn_secrets(os.environ)
+    learn_secrets_of(settings.docker_build_args)
     learn_url_password()
-    for argument in settings.docker_build_args:
-        name, _, value = argument.removeprefix("--build-arg=").partition("=")
-        learn_secrets({name: value})
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
