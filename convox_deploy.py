@@ -589,10 +589,9 @@ def as_deploy_error(error: Exception) -> DeployError:
         return error
     if isinstance(error, OSError):
         what = f"{error.filename or 'Cannot write'}: {error.strerror or error}".rstrip(".")
-        fix = (
-            " Check its permissions and the disk's space, or set TMPDIR." if error.filename else ""
-        )
-        return DeployError(f"{what}.{fix}")
+        if isinstance(error, BrokenPipeError):  # nobody reads our output
+            return DeployError(f"{what}.")
+        return DeployError(f"{what}. Check its permissions and the disk's space, or set TMPDIR.")
     with suppress(OSError):  # stderr is closed
         echo(traceback.format_exc(), err=True)
     return DeployError(

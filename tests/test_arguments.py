@@ -117,7 +117,7 @@ def test_the_environment_is_read_once_for_all_builds(world: World) -> None:
         f"web: {{image: '{image.format('web')}'}}\n"
         f"worker: {{image: '{image.format('worker')}', build: worker}}\n",
     )
-    world.add_hooks()
+    world.add_hooks("after_build", "before_release")
     assert world.deploy("--rack", "staging").status == 0
     web, worker = world.commands("docker build --tag")
     assert " --build-arg API_KEY ." in web and " --build-arg VERSION worker" in worker

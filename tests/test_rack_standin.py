@@ -436,6 +436,7 @@ def test_what_can_be_read_while_a_promote_runs(rack: Rack) -> None:
 def test_killing_the_cli_does_not_stop_the_rack(v3: Rack) -> None:
     release = v3.releases()[0]
     process = v3.start_promote(release)
+    v3.await_app(lambda app: bool(app["pods"]))  # the rack has taken over
     process.kill()
     process.communicate()
     Page.unhealthy = False
