@@ -1028,7 +1028,7 @@ def test_an_unknown_release_is_found_before_any_hook(world: World, option: str, 
     assert world.commands("before_", "after_") == []
 
 
-# --- what a hostile tester found -------------------------------------------------------
+# --- the ends of hooks, results, names and secrets -------------------------------------
 
 
 def test_what_still_comes_through_a_hooks_pipe_is_shown_and_quoted(world: World) -> None:
