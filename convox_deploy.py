@@ -230,10 +230,8 @@ class Deploy:
             if not self.manifest.services:
                 builds = f" (builds nothing; images from elsewhere: {others})"
             echo(f"Manifest: {settings.file}{builds}")
-            for warning in [
-                *self.manifest.warnings(self.convox.is_v3),
-                *self.docker.warnings(self.images),
-            ]:
+            warnings = [*self.manifest.warnings(convox.is_v3), *self.docker.warnings(self.images)]
+            for warning in warnings:
                 warn(warning)
         export(self)
 
@@ -427,16 +425,17 @@ def prepare_builds(deploy: Deploy) -> None:
     manifest, docker = deploy.manifest, deploy.docker
     deploy.convox.check_manifest(manifest, deploy.settings)
     known = {"BUILD_APP": deploy.settings.app, "BUILD_GIT_SHA": deploy.commit.hash}
+    found = [docker.arguments(image.build) for image in deploy.images]
     unknown = {
         name: has_default
-        for image in deploy.images
-        for name, has_default in docker.arguments(image.build).items()
+        for arguments in found
+        for name, has_default in arguments.items()
         if name not in known
     }
     if unknown or manifest.as_they_are or manifest.required:
         known = {**read_environment(deploy, unknown), **known}
-    for image in deploy.images:
-        for name in docker.arguments(image.build):
+    for image, arguments in zip(deploy.images, found):
+        for name in arguments:
             if name in known:
                 image.arguments[name] = known[name]
             if name in known and READ_BY_DOCKER.fullmatch(name):
@@ -834,7 +833,7 @@ class Manifest:
     def warnings(self, is_v3: bool) -> Iterator[str]:
         """Yield where Convox will not see what docker compose does."""
         top = self.top
-        if is_v3:  # which reads a Compose file as it reads a convox.yml
+        if is_v3 and self.is_compose:  # which v3 reads as it reads a convox.yml
             top = mapping(yaml.load(self.text, ConvoxLoader))
         for name, keys in services_in(top).items():
             for part in [keys, *keys.values()]:

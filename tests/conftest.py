@@ -57,6 +57,12 @@ OLD_RELEASE = {
     "description": "Sell",
     "id": "ROLDRELEASE",
 }
+REFUSALS = [  # of a login that may not read releases
+    "ERROR: forbidden",
+    "ERROR: response status: 403",
+    "ERROR: you are unauthorized to access this",
+    "ERROR: operation not permitted for deploy keys",
+]
 NO_CONTAINERS = {"overview": {"services": None}, "summary": {}}  # without empty lists
 RACK_FILES = {
     "releases.json": json.dumps([RELEASE, OLD_RELEASE]),

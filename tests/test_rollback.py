@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import OLD_RELEASE, World, paired
+from conftest import OLD_RELEASE, REFUSALS, World, paired
 from standin import Rule
 
 ASK = "convox api get /apps/shop"
@@ -369,15 +369,7 @@ def test_someone_elses_update_is_not_offered_to_be_canceled(world: World) -> Non
 
 
 @pytest.mark.parametrize("args", [[], ["--release", R]])
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        "ERROR: forbidden",
-        "ERROR: response status: 403",
-        "ERROR: you are unauthorized to access this",
-        "ERROR: operation not permitted for deploy keys",
-    ],
-)
+@pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_login_that_may_not_list_releases_is_told_to_use_another_one(
     world: World, refusal: str, args: list[str]
 ) -> None:

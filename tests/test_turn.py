@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import OLD_RELEASE, RELEASE, World
+from conftest import OLD_RELEASE, REFUSALS, RELEASE, World
 from standin import Rule
 
 ASK = "convox api get /apps/shop"
@@ -263,15 +263,7 @@ def test_a_release_that_exists_is_not_taken_for_a_missing_one_because_the_app_is
 # --- logins that may not read releases ------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        "ERROR: forbidden",
-        "ERROR: response status: 403",
-        "ERROR: you are unauthorized to access this",
-        "ERROR: operation not permitted for deploy keys",
-    ],
-)
+@pytest.mark.parametrize("refusal", REFUSALS)
 @pytest.mark.parametrize("args", [[], ["--release", R]])
 def test_a_login_that_may_not_read_releases_skips_the_comparison_silently(
     world: World, refusal: str, args: list[str]
