@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-# Source, license and newer versions: https://git.example.com/convox-deploy
 """Build an app's Docker images off-cluster and deploy them to Convox.
 
 Copy this file into the root of your app and run
@@ -45,21 +44,26 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
+BY_UV = "CONVOX_DEPLOY_BY_UV"
 try:
     import click
     import sh
     import yaml
 except ImportError as error:
     me = sys.argv[0]
+    if __name__ == "__main__" and shutil.which("uv") and not os.environ.get(BY_UV):
+        os.environ[BY_UV] = "1"  # or it would go on forever
+        os.execvp("uv", ["uv", "run", "--script", *sys.argv])
     sys.stderr.write(f"""\
-convox_deploy.py cannot import a Python package: {error}. Use one of these:
-  uv run {me}
+convox_deploy.py cannot import a Python package: {error}. Install uv, or use a virtual environment:
   python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python {me}
 """)
     sys.exit(2)
+os.environ.pop(BY_UV, None)
 
 __version__ = "0.3.0.dev0"
 
@@ -76,7 +80,8 @@ LAST_WORDS_SECONDS = 3  # to ask what is running after a promote that was stoppe
 DEBUG_SECONDS = [15, 30]  # after which the containers of a promote are looked at, and again
 DRAIN_SECONDS = 0.2  # for what still comes through a pipe of a hook that has ended
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
-LOG_LINES, LOG_INDENT = 20, "\n  | "  # of a failed command, and of a container
+LOG_LINES, LOG_INDENT = 20, "\n  | "  # of a container
+PRINTED_INDENT = "\n  > "  # of a failed command's last lines, if they have been printed already
 T = TypeVar("T")
 
 
@@ -117,16 +122,16 @@ class Deploy:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Give a step its header, its timeout and its time."""
+        """Give a step its timeout and, if it prints something, its header and its time."""
         shell.raise_if_stopped()
         self.step_name, started = name, shell.start_timer(shell.minutes * 60)
+        shell.next_header = name
         try:
-            with folded(name):
-                yield
+            yield
         finally:
             seconds = self.result.seconds[name] = round(time.monotonic() - started, 3)
             with suppress(OSError):  # a closed output is for the next echo to report
-                echo(f"{name}: {seconds:.1f} s", dim=True)
+                end_section(name, "" if shell.dry_run or seconds < 0.05 else f"{seconds:.1f} s")
 
     def preflight(self) -> None:
         """Check everything that can be checked ahead, and log in to the registries."""
@@ -201,7 +206,7 @@ class Deploy:
         self.running_now = f"unknown (status: {app.status})"
         if app.status == "running":
             self.result.running_before = self.result.running = app.release
-            self.running_now = app.release or "nothing"
+            self.running_now = self.convox.named(app.release)
 
     def check_release(self, release: str) -> None:
         """Raise DeployError if a release does not exist, or if no rack would promote it now."""
@@ -243,11 +248,10 @@ class Deploy:
                 registry.log_in()
 
     def hook(self, name: str) -> None:
-        """Run a hook as a step, or print one line if there is none."""
-        if not self.has_hook(name):
-            return echo(f"\n{header(name)}: skipped, no {hook_path(name)}", fg="cyan")
-        with self.step(name):
-            shell.run(str(hook_path(name)), _in=0)
+        """Run a hook, if there is one, as a step."""
+        if self.has_hook(name):
+            with self.step(name):
+                shell.run(str(hook_path(name)), _in=0)
 
     def has_hook(self, name: str) -> bool:
         return name in self.hooks or os.path.lexists(hook_path(name))
@@ -305,7 +309,6 @@ class Deploy:
             for image in self.images:
                 if not shell.dry_run:
                     self.docker.inspect(image)
-                    echo(f"Image for {names_of(image.services)}: {image.platform}")
                 for service in image.services:
                     service.tag = self.settings.tag or self.commit.tag(image.id[:12])
             repositories, at_once = self.manifest.repositories, self.settings.parallel
@@ -340,6 +343,8 @@ class Deploy:
                 ):
                     echo(line)
             own = [each for each in self.images if not all(s.repository for s in each.services)]
+            if own:
+                echo(f"Pushing to the rack's registry: {', '.join(each.label for each in own)}")
             files.update({image.build.path: f"FROM {image.local}\n" for image in own})
             title = self.commit.title or self.settings.app
             about = self.settings.description or f"{title} {run_url()}".strip()
@@ -351,6 +356,7 @@ class Deploy:
             if release == self.result.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
             self.result.release = release
+            self.convox.descriptions[release] = self.settings.description or title
             if not shell.dry_run:
                 echo(f"Built release {release} (not live yet).")
 
@@ -400,7 +406,7 @@ class Deploy:
                 raise DeployError(f"{why_not_running(self, app, failure)}\n{failure or ''}".strip())
             self.result.verified = True
             if failure:
-                warn(f"The rack reports {app.release} running, although {failure}")
+                warn(f"The rack reports {app.release} running, although {failure.headline}")
 
     def request(self) -> None:
         if self.settings.rollback:
@@ -564,11 +570,12 @@ def run_deploy(settings: Settings) -> int:
             errors += [*deploy.problems, *deploy.convox.unhealthy.values()]
         result.error = redact("\n".join(errors))
         state = state_after(deploy, error)
+    shell.allow_commands(LAST_WORDS_SECONDS)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
     if unwritten:
         problem_with(lambda: echo(f"The result was not written: {unwritten}", err=True, fg="red"))
-    problem_with(lambda: report_to_github(result))
+    problem_with(lambda: report_to_github(deploy, state))
     problem_with(deploy.docker.remove_names)
     return result.exit_status or (FAILED if unwritten else 0)
 
@@ -622,9 +629,11 @@ def why_not_running(deploy: Deploy, app: App, failure: CommandFailed | None) -> 
 def state_after(deploy: Deploy, error: DeployError) -> str:
     """Return what a failed deploy leaves behind and, from the second line on, what to do."""
     result = deploy.result
-    was = f" {result.app} was last seen running {result.running}." if result.running else ""
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
+    shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
+    running = result.running and deploy.convox.named(result.running)
+    was = f" {result.app} was last seen running {running}." if running else ""
     if result.promote_requested:
         return state_after_promote(deploy, isinstance(error, Stopped))
     if result.release:
@@ -651,7 +660,6 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
     app = App(result.running, "running")
     if not result.running:
         app = App()
-        shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
         with suppress(DeployError):
             app = convox.read_app()
     if app.status == "failed":
@@ -662,8 +670,8 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
             again = ""
         elif app.release != result.running_before and not old:
             again = "Deploy again."
-        return f"{result.app} is running {app.release or 'nothing'}.{copy}\n{again}"
-    before = f"{result.running_before or 'nothing'} was running before it.{copy}"
+        return f"{result.app} is running {convox.named(app.release)}.{copy}\n{again}"
+    before = f"{convox.named(result.running_before)} was running before it.{copy}"
     ours = (result.release, result.running_before)  # v2 reports the old one
     if app.status == "updating" and app.release in ours:
         cancel = f"{convox.to_type('apps cancel')}. That adds a release that copies the newest one."
@@ -673,27 +681,37 @@ def state_after_promote(deploy: Deploy, is_stopped: bool) -> str:
 
 
 def print_end(deploy: Deploy, state: str) -> None:
-    settings, result = deploy.settings, deploy.result
+    settings, result, convox = deploy.settings, deploy.result, deploy.convox
     if result.status == "failed":
-        echo(f"\n{result.failed_step} failed:", err=True, fg="red", bold=True)
-        live, *what_to_do = state.splitlines()
-        echo(result.error, err=True)
-        echo(live, err=True, fg="yellow")
-        for line in what_to_do:
-            echo(line, err=True)
-        return
+        return print_failure(result, state)
     if settings.dry_run:
         echo("\nIDs in capital letters are known only during a deploy.")
         return echo("Dry run: nothing was changed.", bold=True)
-    echo(f"Total: {sum(result.seconds.values()):.1f} s", dim=True)
     if settings.no_promote:
-        echo(f"\nBuilt release {result.release}, and did not promote it.", bold=True)
-        return echo(how_to_resume(result.release))
-    echo(f"\n{result.app} is now running {result.release}.", fg="green", bold=True)
-    echo(f"Verified: {deploy.convox.label} reports {result.release} running.")
-    if result.running_before not in ("", result.release):
-        login = "use a login that is allowed to, and " if deploy.convox.is_restricted else ""
-        echo(f"To roll back, {login}{same_command('rollback', result.running_before)}.")
+        echo(f"\nBuilt release {convox.named(result.release)}, and did not promote it.", bold=True)
+        echo(how_to_resume(result.release))
+    else:
+        live = f"\n{result.app} is now running {convox.named(result.release)}."
+        echo(live, fg="green", bold=True)
+        echo(f"Verified: {convox.label} reports {result.release} running.")
+        if result.running_before not in ("", result.release):
+            login = "use a login that is allowed to, and " if convox.is_restricted else ""
+            same = same_command("rollback", result.running_before)
+            echo(f"To roll back to {convox.named(result.running_before)}, {login}{same}.")
+    echo(f"Total: {sum(result.seconds.values()):.1f} s", dim=True)
+
+
+def print_failure(result: Result, state: str) -> None:
+    """Print what failed and why, what is live, and what to do, unless GitHub shows it."""
+    if IN_GITHUB:
+        return annotate(f"error title={result.failed_step} failed", f"{result.error}\n{state}")
+    is_error = not IN_GITLAB  # in one log, stderr might come before the end of the last section
+    echo(f"\n{result.failed_step} failed:", err=is_error, fg="red", bold=True)
+    live, *what_to_do = state.splitlines()
+    echo(without(PRINTED_INDENT, result.error), err=is_error)
+    echo(live, err=is_error, fg="yellow", bold=True)
+    for line in what_to_do:
+        echo(line, err=is_error)
 
 
 def same_command(option: str, release: str) -> str:
@@ -1043,6 +1061,7 @@ READ_BY_DOCKER = re.compile(
 )
 MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
+BUILDKIT_NOISE = r"\s*$|#\d+ (\[internal\]|transferring|resolve|DONE 0\.0s)"
 IMMUTABLE = "is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command or its output decides.
@@ -1111,6 +1130,10 @@ class Image:
     @property
     def name(self) -> str:
         return self.services[0].name
+
+    @property
+    def label(self) -> str:
+        return names_of(self.services) + (self.platform and f" ({self.platform})")
 
 
 class Docker:
@@ -1189,7 +1212,8 @@ class Docker:
         options.append(build.context)
         # By default, the attestations of buildx give each build a new image ID.
         variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **without_rack(), **image.arguments}
-        shell.run("docker build --tag", image.local, *options, about=image.name, _env=variables)
+        words = ["docker build --tag", image.local, *options]
+        shell.run(*words, hide=BUILDKIT_NOISE, about=image.name, _env=variables)
         image.build_seconds = round(time.monotonic() - started, 3)
 
     def inspect(self, image: Image) -> None:
@@ -1209,7 +1233,8 @@ class Docker:
         differ between versions. Not before, because an account may create repositories on push.
         """
         self.names.add(reference)
-        shell.run("docker tag", image.local, reference, about=service)
+        if not shell.dry_run:
+            shell.capture("docker tag", image.local, reference, about=service)
         registry, has_failed = Ecr.of(reference), False
         while True:
             try:
@@ -1225,7 +1250,7 @@ class Docker:
                     continue
                 if has_failed or failure.advice:
                     raise
-                warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
+                warn(f"{failure.headline} Trying once more in {PUSH_PAUSE} s.")
             has_failed = True
             shell.pause(PUSH_PAUSE)
 
@@ -1324,6 +1349,7 @@ class Ecr(NamedTuple):
 
 RELEASE_ID = "R[A-Z]{9,10}"
 TRANSIENT = r"\bEOF\b|broken pipe|connection re|timeout|use of closed network|: 50\d|Too Many"
+UNLESS_PUSHED = "(?!.*WARNING|Running: docker push )"  # of the lines of `convox build --external`
 REFUSED = "(?i)forbidden|: 403|deploy key|not authorized|unauthorized|not permitted"
 # Only in the last line: an app's own log may contain them, too.
 UNREACHABLE = (  # docker's own push says `unexpected EOF` alone
@@ -1408,6 +1434,7 @@ class Convox:
         variables = "CONVOX_RACK RACK_NAME" if rack else "RACK_URL CONVOX_HOST"
         self.rack_source = source_of(rack or self.url or self.host, "--rack", *variables.split())
         self.unhealthy: dict[str, str] = {}  # states and logs of containers, by service
+        self.descriptions: dict[str, str] = {}  # of releases
 
     @property
     def label(self) -> str:
@@ -1519,6 +1546,19 @@ class Convox:
                 raise DeployError(f"There is no release {release}. {fix}") from None
             return ""
 
+    def named(self, release: str) -> str:
+        """Return a release's ID and how its description begins, if this login may read it."""
+        if release and release not in self.descriptions:
+            self.descriptions[release] = ""
+            with suppress(DeployError):
+                path, read = f"/releases/{release}", lambda found: str(found["description"] or "")
+                self.descriptions[release] = self.get(path, read)
+        first_line = self.descriptions.get(release, "").strip().partition("\n")[0]
+        about = re.sub(r"\s*https?://\S+$", "", clean(first_line))  # without the URL of the CI run
+        if about:
+            return f"{release} ({shorten(about, 50, placeholder='...')})"
+        return release or "nothing"
+
     @cached_property
     def environment(self) -> dict[str, str]:
         """The app's environment in its newest release. Raise CommandFailed."""
@@ -1555,8 +1595,10 @@ class Convox:
         convox pushes `own_images`, which the manifest does not name, to the rack's registry.
         """
         build, variables = ["convox build"], {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ}
+        options: dict[str, Any] = {"only": "err", "_env": variables}
         if own_images:
             build.append("--external")
+            options.update(hide=UNLESS_PUSHED, is_printed=False)
             variables.pop("BUILDX_BUILDER", None)  # other builders do not find our images
             # What is not ours must fit the rack, too.
             variables["DOCKER_DEFAULT_PLATFORM"] = own_images[0].platform
@@ -1564,13 +1606,13 @@ class Convox:
             variables["GIT_DIR"] = git_dir  # from which convox sets BUILD_GIT_SHA
         build += [*self.target, "--manifest", manifest, "--description", about, "--id", directory]
         try:
-            output = shell.stream(*build, only="err", _env=variables)
+            output = shell.stream(*build, **options)
         except CommandFailed as failure:
             if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
                 raise
-            warn(f"{failure.summary} Trying once more in {PUSH_PAUSE} s.")
+            warn(f"{failure.headline} Trying once more in {PUSH_PAUSE} s.")
             shell.pause(PUSH_PAUSE)
-            output = shell.stream(*build, only="err", _env=variables)
+            output = shell.stream(*build, **options)
         return release_id(output, "`convox build`")
 
     def promote(self, release: str) -> None:
@@ -1726,43 +1768,67 @@ def run_url() -> str:
     return next(filter(None, map(env, RUN_URLS)), "")
 
 
-def header(step: str) -> str:
-    return f"==> [{STEPS.index(step) + 1}/{len(STEPS)}] {step}"
+def begin_section() -> None:
+    """Print a step's header before its first line. GitHub and GitLab fold what follows."""
+    step, shell.next_header = shell.next_header, ""
+    if step and IN_GITHUB:  # which reads only lines that start with ::
+        click.echo(f"::group::==> {step}")
+    elif step:
+        fold = f"\x1b[0Ksection_start:{time.time():.0f}:{step}\r\x1b[0K" if IN_GITLAB else "\n"
+        echo(f"{fold}==> {step}", fg="cyan", bold=True)
 
 
-@contextmanager
-def folded(step: str) -> Iterator[None]:
-    """Print a step's header. GitHub and GitLab fold what follows."""
-    style: dict[str, Any] = {"fg": "cyan", "bold": True}
-    if IN_GITHUB:  # which reads only lines that start with ::
-        click.echo(f"::group::{header(step)}")
+def end_section(step: str, how_long: str) -> None:
+    is_empty, shell.next_header = shell.next_header, ""
+    if is_empty:
+        return
+    if IN_GITHUB:
+        click.echo("::endgroup::")
     elif IN_GITLAB:
-        echo(f"\x1b[0Ksection_start:{time.time():.0f}:{step}\r\x1b[0K{header(step)}", **style)
-    else:
-        echo(f"\n{header(step)}", **style)
-    try:
-        yield
-    finally:
-        if IN_GITHUB:
-            click.echo("::endgroup::")
-        elif IN_GITLAB:
-            echo(f"\x1b[0Ksection_end:{time.time():.0f}:{step}\r\x1b[0K")
+        echo(f"\x1b[0Ksection_end:{time.time():.0f}:{step}\r\x1b[0K")
+    if how_long:
+        echo(f"{step}: {how_long}", dim=True)
 
 
-def report_to_github(result: Result) -> None:
-    """Give a deploy's result to its workflow, as an annotation, outputs and a summary."""
+def annotate(kind: str, text: str) -> None:
+    """Print a message that GitHub also shows on the page of the run, but not an app's own log."""
+    begin_section()
+    text = (
+        without(LOG_INDENT, redact(text))
+        .replace("%", "%25")
+        .replace("\r", "%0D")
+        .replace("\n", "%0A")
+    )
+    click.echo(f"::{kind}::{text}")
+
+
+def report_to_github(deploy: Deploy, state: str) -> None:
+    """Give a deploy's result to its workflow, as outputs and as a summary for people."""
+    result = deploy.result
     if not IN_GITHUB or shell.dry_run:
         return
-    outputs = f"status={result.status}\nrelease={result.release}\nrunning={result.running}\n"
-    error = re.sub(re.escape(LOG_INDENT) + ".*", "", result.error)  # not the app's own lines
-    summary = f"### {result.app}: deploy {result.status}\n\n{outputs}\n{error}\n"
-    summary = summary.replace("\n", "\n    ")  # which shows it as it is
-    for variable, text in ("GITHUB_OUTPUT", outputs), ("GITHUB_STEP_SUMMARY", summary):
+    outputs = {key: getattr(result, key) for key in ("status", "release", "running")}
+    outputs.update(running_before=result.running_before, images=json.dumps(result.images))
+    table = {
+        "App": result.app,
+        "Rack": deploy.convox.label,
+        "Release": result.release,
+        "Commit": deploy.commit.title,
+        "Running": deploy.convox.named(result.running) if result.running else "",
+        "Time": f"{sum(result.seconds.values()):.1f} s",
+    }
+    summary = [f"### {result.app}: deploy {result.status}\n", "| | |", "|---|---|"]
+    for name, value in table.items():
+        summary.append(f"| {name} | " + re.sub(r"([!-/:-@[-`{-~])", r"\\\1", value) + " |")
+    if cause := without(LOG_INDENT, result.error):
+        summary += ["", *(f"    {line}" for line in f"{cause}\n{state}".splitlines())]
+    files = {
+        "GITHUB_OUTPUT": [f"{name}={value}" for name, value in outputs.items()],
+        "GITHUB_STEP_SUMMARY": summary,
+    }
+    for variable, lines in files.items():
         with suppress(OSError), open(env(variable), "a") as file:
-            file.write(text)
-    if error:
-        text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        click.echo(f"::error title={result.failed_step} failed::{text}")
+            file.writelines(f"{redact(line)}\n" for line in lines)
 
 
 # --- running commands -----------------------------------------------------------------
@@ -1813,6 +1879,11 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
+def without(indent: str, text: str) -> str:
+    """Return text without the lines that begin with an indent."""
+    return re.sub(re.escape(indent) + ".*", "", text)
+
+
 def redact(text: str) -> str:
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -1821,7 +1892,9 @@ def redact(text: str) -> str:
 
 def echo(text: str, err: bool = False, **style: Any) -> None:
     """Print a line, redacted."""
-    color = not env("NO_COLOR") and (IN_GITHUB or IN_GITLAB or None)  # None: on terminals
+    is_colored = bool(env("FORCE_COLOR") or IN_GITHUB or IN_GITLAB)
+    color = not env("NO_COLOR") and (is_colored or None)  # None: on terminals
+    begin_section()
     text = redact(text)
     if IN_GITHUB:  # which would run text from elsewhere as commands
         text = re.sub(r"(?<![^\r\n])(\s*)::", r"\1: :", text).replace("##[", "## [")
@@ -1830,11 +1903,16 @@ def echo(text: str, err: bool = False, **style: Any) -> None:
 
 
 def warn(text: str) -> None:
-    echo(f"warning: {text}", fg="yellow")
+    if IN_GITHUB:
+        annotate("warning", text)
+    else:
+        echo(f"warning: {text}", fg="yellow")
 
 
 class CommandFailed(DeployError):
     """A command that failed, did not start (status None), or printed nothing usable (status 0)."""
+
+    is_printed = False  # its output has been printed as it came
 
     def __init__(
         self, output: str, name: str = "", status: int | None = None, about: str = ""
@@ -1853,14 +1931,19 @@ class CommandFailed(DeployError):
         last = self.output.splitlines()[-1]
         return f"{self.name} failed: {last}" if self.name else last
 
+    @property
+    def headline(self) -> str:
+        if self.status is not None and self.status < 0:
+            name = signal.strsignal(-self.status)
+            return f"{self.name} was ended by signal {-self.status} ({name})."
+        return f"{self.name} exited with code {self.status}."
+
     def __str__(self) -> str:
         if self.status is None:
             return self.output
-        ended = f"exited with code {self.status}."
-        if self.status < 0:
-            ended = f"was ended by signal {-self.status} ({signal.strsignal(-self.status)})."
-        shown = "".join(f"\n  {line}" for line in self.output.splitlines()[-LOG_LINES:])
-        return f"{self.name} {ended}{shown}\n{self.advice}".rstrip()
+        indent = PRINTED_INDENT if self.is_printed else "\n  "
+        shown = "".join(indent + line for line in self.output.splitlines()[-LOG_LINES:])
+        return f"{self.headline}{shown}\n{self.advice}".rstrip()
 
 
 class Stopped(DeployError):
@@ -1892,16 +1975,17 @@ class Shell:
     copy_id = ""  # of the release that a rollback has made
     passes_through = False  # a command writes to our output itself
     stopped: Stopped | None = None
+    next_header = ""  # of a step that has not printed anything yet
 
     def __init__(self) -> None:
         self.running: dict[int, str] = {}  # names of commands by process group
         self.starting: list[str] = []  # names of commands that have no process group yet
         self.warnings: list[str] = []  # of convox, about variables that the release loses
 
-    def run(self, *command: str, **options: Any) -> None:
+    def run(self, *command: str, hide: str = "", **options: Any) -> None:
         """Show a command and run it with our stdout and stderr. A dry run only shows it."""
         if self.is_parallel or self.dry_run:
-            self.stream(*command, **options)
+            self.stream(*command, hide=hide, **options)
             return
         self.show(*command)
         if sys.stdout.isatty():
@@ -1909,7 +1993,7 @@ class Shell:
         else:
             read_end, pipe = os.pipe()
             options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
-        self.capture(*command, **options)
+        self.capture(*command, is_printed=True, **options)
 
     def copy(self, process: Any, read_end: int, pipe: int) -> str:
         """Copy to our stdout what a command writes to a pipe, and return its end."""
@@ -1933,10 +2017,11 @@ class Shell:
                 del end[: -(1 << 14)]
                 self.heard = time.monotonic()
 
-    def stream(self, *command: str, only: str = "", **options: Any) -> str:
+    def stream(self, *command: str, only: str = "", hide: str = "", **options: Any) -> str:
         """Show a command, run it, print its output and return it.
 
-        With only="err", print only its stderr and return only its stdout.
+        With only="err", print only its stderr and return only its stdout. Lines that match `hide`
+        are not printed.
         """
         self.show(*command)
         if self.dry_run:
@@ -1944,10 +2029,13 @@ class Shell:
         # Of a long log, only the last lines are kept.
         options.update(_iter=only or True, _err_to_out=not only, _internal_bufsize=1000)
         label = f"{options.get('about')} | " if self.is_parallel else ""
-        options["read"] = lambda command: self.print_lines(command, label)
+        options["read"] = lambda command: self.print_lines(command, label, hide)
+        options.setdefault("is_printed", True)
         return self.capture(*command, **options)
 
-    def capture(self, *command: str, about: str = "", **options: Any) -> str:
+    def capture(
+        self, *command: str, about: str = "", is_printed: bool = False, **options: Any
+    ) -> str:
         """Run a command silently, even in a dry run, and return its stdout, which no error shows.
 
         A command is its first words and further arguments, which may contain spaces. Errors name
@@ -1973,15 +2061,18 @@ class Shell:
             errors = process.stderr.decode(errors="replace")
             if read is not str or "_err_to_out" in options:
                 errors = output + errors
-            errors = redact(errors.strip() or "Its output, if any, is above.")
-            raise CommandFailed(errors, name, process.exit_code, about)
+            errors = redact(errors.strip() or "It printed nothing.")
+            failure = CommandFailed(errors, name, process.exit_code, about)
+            failure.is_printed = is_printed
+            raise failure
         return output
 
-    def print_lines(self, command: Any, label: str) -> str:
+    def print_lines(self, command: Any, label: str, hide: str) -> str:
         # This ends the iteration even if a daemon keeps the output open.
         threading.Thread(target=command.wait, daemon=True).start()
         for line in command:
-            if line.strip() or not label:
+            is_beside_failure = self.is_parallel and self.stopped
+            if not (is_beside_failure or (hide and re.match(hide, line))):
                 echo(label + line.rstrip("\n"))
             if copy := re.search(rf"OK, ({RELEASE_ID})", line):
                 self.copy_id = copy[1]  # of a rollback, printed before it is promoted
@@ -2138,6 +2229,7 @@ OURS = re.compile(
     "--(app|rack|skip-ecr-login|timeout|result|from|description|cache-from-running|parallel|dry-run"
     "|no-promote|release|rollback)(=.*)?"
 )
+EVERYDAY = 7  # options, from the top of the help
 OUTPUTS = re.compile("--push(=true)?|(--output|-o).*")  # other than into docker
 
 
@@ -2226,10 +2318,11 @@ def default_app() -> tuple[str, str]:
 
 
 def setting(
-    name: str, kind: Any, variables: str, about: str, *names: str, **details: Any
+    name: str, value: str, variables: str, about: str, *names: str, **details: Any
 ) -> Callable[[Any], Any]:
-    details.update(type=kind, envvar=variables.split(), show_envvar=True, help=about)
-    return click.option(name, *names, is_flag=kind is bool, **details)
+    """Return an option. `value` is what the help calls its value, "" for a switch."""
+    details.update(metavar=value, envvar=variables.split(), help=about)
+    return click.option(name, *names, is_flag=not value, **details)
 
 
 DOCKER_OPTIONS = """
@@ -2241,7 +2334,15 @@ DOCKER_OPTIONS = """
 
 
 class Command(click.Command):
-    """Says where options of docker build belong."""
+    """Shows the options of every day first, and says where options of docker build belong."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [each for each in self.get_params(context) if isinstance(each, click.Option)]
+        rows = [each.get_help_record(context) or ("", "") for each in options]
+        with formatter.section("Options"):
+            formatter.write_dl(rows[:EVERYDAY])
+        with formatter.section("Rare, or for CI"):
+            formatter.write_dl(rows[EVERYDAY:])
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         try:
@@ -2252,52 +2353,77 @@ class Command(click.Command):
             raise click.UsageError(f"Put {error.option_name} after `--`.", context) from None
 
 
-@click.command(
-    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @setting(
     "--app",
-    str,
+    "NAME",
     "APP_NAME CONVOX_APP",
-    "[default: .convox/app or the directory name]",
+    "Deploy this app.  [APP_NAME, CONVOX_APP; default: .convox/app or the directory name]",
     "-a",
     default=lambda: default_app()[1],
 )
-@setting("--rack", str, "CONVOX_RACK RACK_NAME", "The rack.  [default: the convox CLI's]", "-r")
+@setting(
+    "--rack",
+    "NAME",
+    "CONVOX_RACK RACK_NAME",
+    "Deploy to this rack.  [CONVOX_RACK, RACK_NAME; default: the convox CLI's rack]",
+    "-r",
+)
 @setting(
     "--file",
-    str,
+    "FILE",
     "DOCKER_COMPOSE",
-    "The manifest.  [default: convox.yml or docker-compose.yml]",
+    "Use this manifest.  [DOCKER_COMPOSE; default: convox.yml or docker-compose.yml]",
     "-m",
 )
-@setting("--tag", str, "IMAGE_TAG", "The images' tag.  [default: <git describe>-<image id>]")
-@setting("--skip-ecr-login", bool, "SKIP_ECR_AUTH", "Use docker's existing login to ECR.")
-@setting("--timeout", float, "DEPLOY_TIMEOUT", "Of a step, in minutes.  [default: 60]", default=60)
-@setting("--result", str, "DEPLOY_RESULT", "Write the result to this JSON file.")
-@setting("--from", str, "DEPLOY_FROM", "Deploy the images of this result.", "images_from")
-@setting("--description", str, "DEPLOY_DESCRIPTION", "Of the release.  [default: the commit]")
-@setting("--cache-from-running", bool, "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image.")
+@setting("--dry-run", "", "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
+@setting("--no-promote", "", "DEPLOY_NO_PROMOTE", "Build a release, and do not promote it.")
+@setting("--release", "R...", "DEPLOY_RELEASE", "Promote a release that is already built.")
+@setting("--rollback", "R...", "DEPLOY_ROLLBACK", "Go back to an older release.")
+@setting(
+    "--timeout",
+    "MINUTES",
+    "DEPLOY_TIMEOUT",
+    "Stop a step that takes longer.  [default: 60]",
+    default=60.0,
+)
+@setting("--result", "FILE", "DEPLOY_RESULT", "Write the result to this JSON file.")
+@setting(
+    "--from", "FILE", "DEPLOY_FROM", "Deploy the images of this earlier result.", "images_from"
+)
+@setting(
+    "--description", "TEXT", "DEPLOY_DESCRIPTION", "Describe the release.  [default: the commit]"
+)
+@setting(
+    "--tag", "TAG", "IMAGE_TAG", "Tag the images so.  [IMAGE_TAG; default: <commit>-<image ID>]"
+)
+@setting("--skip-ecr-login", "", "SKIP_ECR_AUTH", "Use docker's login to ECR.  [SKIP_ECR_AUTH]")
+@setting(
+    "--cache-from-running", "", "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image's layers."
+)
 @setting(
     "--parallel",
-    click.IntRange(1, 64),
+    "NUMBER",
     "DEPLOY_PARALLEL",
-    "Builds and pushes at once.  [default: 4]",
+    "Build and push up to this many images at once.  [default: 4]",
+    type=click.IntRange(1, 64),
     default=4,
 )
-@setting("--dry-run", bool, "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
-@setting("--no-promote", bool, "DEPLOY_NO_PROMOTE", "Build the release but do not promote it.")
-@setting("--release", str, "DEPLOY_RELEASE", "Resume from a built release.", metavar="R...")
-@setting("--rollback", str, "DEPLOY_ROLLBACK", "Go back to an older release.", metavar="R...")
 @click.version_option(__version__)
 @click.argument(
     "docker_build_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- DOCKER_BUILD_ARGS...]"
 )
 def main(**options: Any) -> None:
-    """Build an app's images here, push them, and release them on Convox.
+    """Build an app's Docker images on this machine and deploy them to Convox.
 
-    Set CONVOX_HOST and CONVOX_PASSWORD to choose the rack; otherwise the convox CLI's login is
-    used. Arguments after -- are passed to docker build.
+    \b
+    Examples:
+      ./convox_deploy.py --dry-run
+      ./convox_deploy.py --app shop --rack production -- --platform linux/amd64
+      ./convox_deploy.py --rollback RABCDEFGHIJ
+
+    CONVOX_HOST and CONVOX_PASSWORD choose a rack by its host. Each option has a variable, too: the
+    one in brackets, or DEPLOY_ and its name, such as DEPLOY_DRY_RUN.
     """
     is_default = options["file"] is None
     if is_default:
