@@ -702,16 +702,18 @@ def print_end(deploy: Deploy, state: str) -> None:
 
 
 def print_failure(result: Result, state: str) -> None:
-    """Print what failed and why, what is live, and what to do, unless GitHub shows it."""
+    """Print what failed and why, what is live, and what to do."""
+    error, to_stderr = result.error, not IN_GITLAB  # whose log has stdout and stderr in any order
     if IN_GITHUB:
-        return annotate(f"error title={result.failed_step} failed", f"{result.error}\n{state}")
-    is_error = not IN_GITLAB  # in one log, stderr might come before the end of the last section
-    echo(f"\n{result.failed_step} failed:", err=is_error, fg="red", bold=True)
-    live, *what_to_do = state.splitlines()
-    echo(without(PRINTED_INDENT, result.error), err=is_error)
-    echo(live, err=is_error, fg="yellow", bold=True)
-    for line in what_to_do:
-        echo(line, err=is_error)
+        return annotate(f"error title={result.failed_step} failed", f"{error}\n{state}")
+    if not IN_GITLAB:  # which may have folded it
+        error = re.sub(f"({PRINTED_INDENT}.*)+", " Its output is above.", error)
+    live, _, what_to_do = state.partition("\n")
+    echo(f"\n{result.failed_step} failed:", err=to_stderr, fg="red", bold=True)
+    echo(error, err=to_stderr)
+    echo(live, err=to_stderr, fg="yellow", bold=True)
+    if what_to_do:
+        echo(what_to_do, err=to_stderr)
 
 
 def same_command(option: str, release: str) -> str:
@@ -1375,7 +1377,6 @@ not authorized to perform: ecr:
     The rack is not allowed to read this repository.
     Name it <rack>/your-app, or run `convox rack params set ecr_full_access=true`.
 ERROR: [^\n]*build failed
-    See the rack's output above.
     If the rack cannot pull the image, add the registry's credentials with `convox registries add`.
 # From docker on this machine, with --external.
 Error response from daemon
@@ -1679,9 +1680,9 @@ class Convox:
             learn_secrets(self.environment)
         service, hint = pod["service"], pod.get("hint")  # what is empty is left out
         state = f"{service}: {pod.get('stateDetail') or pod.get('phase')}"
-        state = f"{state}. {hint}" if hint else state
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
+        state = f"{state}. {hint}" if hint else state
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
         _, *old_log = self.unhealthy.get(service, "").split(LOG_INDENT)
         # Just after a restart, the log is empty.
@@ -1793,12 +1794,7 @@ def end_section(step: str, how_long: str) -> None:
 def annotate(kind: str, text: str) -> None:
     """Print a message that GitHub also shows on the page of the run, but not an app's own log."""
     begin_section()
-    text = (
-        without(LOG_INDENT, redact(text))
-        .replace("%", "%25")
-        .replace("\r", "%0D")
-        .replace("\n", "%0A")
-    )
+    text = without_logs(redact(text)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     click.echo(f"::{kind}::{text}")
 
 
@@ -1820,7 +1816,7 @@ def report_to_github(deploy: Deploy, state: str) -> None:
     summary = [f"### {result.app}: deploy {result.status}\n", "| | |", "|---|---|"]
     for name, value in table.items():
         summary.append(f"| {name} | " + re.sub(r"([!-/:-@[-`{-~])", r"\\\1", value) + " |")
-    if cause := without(LOG_INDENT, result.error):
+    if cause := without_logs(result.error):
         summary += ["", *(f"    {line}" for line in f"{cause}\n{state}".splitlines())]
     files = {
         "GITHUB_OUTPUT": [f"{name}={value}" for name, value in outputs.items()],
@@ -1879,9 +1875,9 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
-def without(indent: str, text: str) -> str:
-    """Return text without the lines that begin with an indent."""
-    return re.sub(re.escape(indent) + ".*", "", text)
+def without_logs(text: str) -> str:
+    """Return text without the lines of an app's containers."""
+    return re.sub(re.escape(LOG_INDENT) + ".*", "", text)
 
 
 def redact(text: str) -> str:
@@ -2061,9 +2057,11 @@ class Shell:
             errors = process.stderr.decode(errors="replace")
             if read is not str or "_err_to_out" in options:
                 errors = output + errors
-            errors = redact(errors.strip() or "It printed nothing.")
-            failure = CommandFailed(errors, name, process.exit_code, about)
-            failure.is_printed = is_printed
+            errors = redact(errors.strip())
+            goes_past_us = self.passes_through and read is str
+            nothing = "Its output, if any, is above." if goes_past_us else "It printed nothing."
+            failure = CommandFailed(errors or nothing, name, process.exit_code, about)
+            failure.is_printed = is_printed and bool(errors)
             raise failure
         return output
 
