@@ -356,7 +356,7 @@ class Deploy:
             if release == self.result.running_before:
                 raise DeployError(f"`convox build` returned {release}, which is already running.")
             self.result.release = release
-            self.convox.descriptions[release] = self.settings.description or title
+            self.convox.descriptions[release] = self.settings.description or self.commit.title
             if not shell.dry_run:
                 echo(f"Built release {release} (not live yet).")
 

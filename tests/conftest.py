@@ -45,7 +45,7 @@ RELEASE = {
     "app": "shop",
     "build": "BNEWBUILDXX",
     "created": "2026-11-02T10:00:00.5Z",
-    "description": "Sell more",
+    "description": "",
     "env": "KEY=value",
     "id": "RNEWRELEASE",
     "manifest": "services:\n  web: {}\n",
@@ -54,7 +54,6 @@ OLD_RELEASE = {
     **RELEASE,
     "build": "BOLDBUILDXX",
     "created": "2026-11-01T10:00:00.25Z",
-    "description": "Sell",
     "id": "ROLDRELEASE",
 }
 REFUSALS = [  # of a login that may not read releases

@@ -36,7 +36,7 @@ def test_each_step_is_a_group_in_github(world: World, files: dict[str, Path]) ->
     world.add_hooks()
     ran = world.deploy(env=GITHUB)
     assert ran.status == 0, ran.text
-    groups = [f"::group::==> [{number}/8] {step}" for number, step in enumerate(STEPS, 1)]
+    groups = [f"::group::==> {step}" for number, step in enumerate(STEPS, 1)]
     found = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in commands(ran.out)]
     assert found == [line for group in groups for line in (group, "::endgroup::")]
 
@@ -147,7 +147,7 @@ def test_each_step_is_a_section_in_gitlab(world: World) -> None:
     assert [(what, step) for what, _, step in found] == expected
     starts = {step: int(seconds) for what, seconds, step in found if what == "start"}
     assert all(int(seconds) >= starts[step] for _, seconds, step in found)
-    assert "\r\x1b[0K==> [1/8] preflight" in out
+    assert "\r\x1b[0K==> preflight" in out
 
 
 # --- branches and URLs of runs --------------------------------------------------------
