@@ -59,7 +59,8 @@ except ImportError as error:
         os.environ[BY_UV] = "1"  # or it would go on forever
         os.execvp("uv", ["uv", "run", "--script", *sys.argv])
     sys.stderr.write(f"""\
-convox_deploy.py cannot import a Python package: {error}. Install uv, or use a virtual environment:
+convox_deploy.py cannot import a Python package: {error}. Use one of these:
+  uv run {me}
   python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python {me}
 """)
     sys.exit(2)
@@ -1540,22 +1541,29 @@ class Convox:
         The times sort as text: RFC 3339 in UTC, of which Go drops trailing zeros.
         """
         try:
-            return self.get(f"/releases/{release}", lambda found: str(found["created"]).rstrip("Z"))
+            return self.read_release(release)
         except CommandFailed as failure:
             if re.search(f"(?i){release}.* not found|not found: {release}", failure.output):
                 fix = f"To list them: {self.to_type('releases')}."
                 raise DeployError(f"There is no release {release}. {fix}") from None
             return ""
 
+    def read_release(self, release: str) -> str:
+        """Return when a release was created, and remember its description. Raise CommandFailed."""
+        created, self.descriptions[release] = self.get(
+            f"/releases/{release}",
+            lambda found: (str(found["created"]).rstrip("Z"), str(found.get("description") or "")),
+        )
+        return created
+
     def named(self, release: str) -> str:
         """Return a release's ID and how its description begins, if this login may read it."""
         if release and release not in self.descriptions:
             self.descriptions[release] = ""
             with suppress(DeployError):
-                path, read = f"/releases/{release}", lambda found: str(found["description"] or "")
-                self.descriptions[release] = self.get(path, read)
-        first_line = self.descriptions.get(release, "").strip().partition("\n")[0]
-        about = re.sub(r"\s*https?://\S+$", "", clean(first_line))  # without the URL of the CI run
+                self.read_release(release)
+        first_line = clean(self.descriptions.get(release, "").strip().partition("\n")[0])
+        about = re.sub(r"\s*https?://\S+$", "", first_line)  # without the URL of the CI run
         if about:
             return f"{release} ({shorten(about, 50, placeholder='...')})"
         return release or "nothing"

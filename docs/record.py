@@ -25,8 +25,8 @@ from rich.style import Style  # type: ignore[import-not-found]  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # type: ignore[import-not-found]  # noqa: E402
 from rich.text import Text  # type: ignore[import-not-found]  # noqa: E402
 
-COLUMNS, LINES = 118, 100
-LAST_LINES_OF_A_FAILURE = 14
+COLUMNS, LINES = 90, 100
+LAST_LINES_OF_A_FAILURE = 24
 PASSWORD = "sandbox-password"  # which needs no encoding in a URL, like most
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -76,23 +76,9 @@ def main() -> None:
 
 def draw(output: bytes, name: str, last: int = 0) -> None:
     """Draw the screen after a deploy or, with `last`, that number of lines at its end."""
-    lines = without_convox_log(screen_lines(output))[-last:]
+    lines = screen_lines(output)[-last:]
     (HERE / name).write_text(svg_of(lines))
     print(f"Wrote docs/{name} ({len(lines)} lines).")
-
-
-def without_convox_log(lines: list[Text]) -> list[Text]:
-    """Put an ellipsis in place of the long log of `convox build --external`."""
-    log, is_log = list[Text](), False
-    for line in lines:
-        if line.plain.startswith("Built release"):
-            is_log = False
-        if not is_log:
-            log.append(line)
-        if line.plain.startswith("$ convox build"):
-            is_log = True
-            log.append(Text("...", Style(dim=True)))
-    return log
 
 
 def deploy_on_a_terminal(app: Path, env: dict[str, str], expected: int) -> bytes:
@@ -104,8 +90,7 @@ def deploy_on_a_terminal(app: Path, env: dict[str, str], expected: int) -> bytes
     output, status = pexpect.run("env ./convox_deploy.py", withexitstatus=True, **how)
     if status != expected:
         sys.exit(f"{output.decode(errors='replace')}\nThe deploy ended with exit code {status}.")
-    interpreter = os.fsencode(Path(sys.executable).parent / "python3")
-    return bytes(output.replace(interpreter, b"python3").replace(os.fsencode(app), b"~/hello"))
+    return bytes(output)
 
 
 def screen_lines(output: bytes) -> list[Text]:

@@ -175,6 +175,11 @@ class World:
         for name in names or ("before_build", "after_build", "before_release"):
             (self.app / "deploy" / f"{name}.sh").symlink_to(STANDIN)
 
+    def describe(self, release: str, description: str) -> None:
+        """Give a release a description, which the rack answers."""
+        known = {**OLD_RELEASE, "id": release, "description": description}
+        (self.home / f"release.{release}.json").write_text(json.dumps(known) + "\n")
+
     def add_git(self, message: str = "Sell more") -> str:
         """Make the app a git repository with one commit. Return the commit's short hash."""
         git = [REAL_GIT, "-c", "user.name=test", "-c", "user.email=test@localhost"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import DIGEST, ECR, SHORT_ID, World
 
 from convox_deploy import STEPS
 
@@ -49,11 +50,51 @@ def test_the_color_is_on_in_github_and_gitlab_unless_no_color_is_set(world: Worl
 
 def test_a_success_has_outputs_and_a_summary(world: World, files: dict[str, Path]) -> None:
     assert world.deploy(env=GITHUB).status == 0
-    assert files["GITHUB_OUTPUT"].read_text() == (
-        "earlier=1\nstatus=succeeded\nrelease=RNEWRELEASE\nrunning=RNEWRELEASE\n"
+    world_output = re.sub(
+        r'"build_seconds": [\d.]+', '"build_seconds": 0.1', files["GITHUB_OUTPUT"].read_text()
     )
+    assert world_output == (
+        "earlier=1\nstatus=succeeded\nrelease=RNEWRELEASE\nrunning=RNEWRELEASE\n"
+        f"running_before=ROLDRELEASE\nimages={json.dumps([IMAGE])}\n"
+    )
+
+
+IMAGE = {
+    "image": f"{ECR}/shop:{SHORT_ID}",
+    "digest": DIGEST,
+    "platform": "linux/amd64",
+    "services": ["web"],
+    "build_seconds": 0.1,
+}
+
+
+def test_the_summary_is_a_table_for_people(world: World, files: dict[str, Path]) -> None:
+    commit = world.add_git("Sell | <b>more</b> `x`")
+    world.describe("ROLDRELEASE", "Sell")
+    world.rules["docker push"] = {"status": 1, "err": "denied: 100% no\n"}
+    assert world.deploy(env=GITHUB).status == 1
     summary = files["GITHUB_STEP_SUMMARY"].read_text()
-    assert summary.startswith("earlier=1\n") and "shop" in summary and "RNEWRELEASE" in summary
+    assert (
+        re.sub(r"\d+\\\.\d", "4\\.3", summary)
+        == f"""\
+earlier=1
+### shop: deploy failed
+
+| | |
+|---|---|
+| App | shop |
+| Rack | rack\\.example\\.com |
+| Release |  |
+| Commit | {commit} Sell \\| \\<b\\>more\\<\\/b\\> \\`x\\` |
+| Running | ROLDRELEASE \\(Sell\\) |
+| Time | 4\\.3 s |
+
+    `docker push` for web exited with code 1.
+      > denied: 100% no
+    You are not allowed to push to this repository, or docker's login has expired. For ECR, see IAM policies in docs/ci.md of convox-deploy.
+    Nothing was released or promoted. shop was last seen running ROLDRELEASE (Sell).
+"""
+    )
 
 
 def test_a_dry_run_reports_no_outcome(world: World, files: dict[str, Path]) -> None:
@@ -74,8 +115,37 @@ def test_a_failure_is_an_annotation_in_one_line(world: World, files: dict[str, P
     assert "\x1b" not in annotation
     assert "status=failed\n" in files["GITHUB_OUTPUT"].read_text()
     assert "running=ROLDRELEASE\n" in files["GITHUB_OUTPUT"].read_text()
-    summary = files["GITHUB_STEP_SUMMARY"].read_text()
-    assert "shop" in summary and "denied: 100% no" in summary
+
+
+def test_the_annotation_has_cause_state_and_next_step_and_is_all_that_is_printed(
+    world: World,
+) -> None:
+    """GitHub shows it in the log, too."""
+    world.describe("ROLDRELEASE", "Sell")
+    world.add_hooks("before_release")
+    world.rules["before_release"] = {"status": 3, "err": "no database\n"}
+    ran = world.deploy(env=GITHUB)
+    assert ran.err == ""
+    cause = "`deploy/before_release.sh` exited with code 3.%0A  > no database%0A"
+    state = (
+        "Nothing was promoted. shop was last seen running ROLDRELEASE (Sell). Release RNEWRELEASE"
+    )
+    assert f"::error title=before_release failed::{cause}{state} is built.%0A" in ran.out
+    assert ran.out.endswith(" (or DEPLOY_RELEASE=RNEWRELEASE).\n")
+
+
+def test_a_warning_is_an_annotation(world: World) -> None:
+    world.write("deploy/.keep", "")
+    env = {**GITHUB, "DEPLOY_CACHE_FROM_RUNNING": "1", "STANDIN_BUILDKIT": "0"}
+    world.rules["convox api get /apps/shop/releases/ROLDRELEASE"] = {
+        "status": 1,
+        "err": "ERROR: 100%\n",
+    }
+    ran = world.deploy(env=env)
+    assert ran.status == 0, ran.text
+    [warning] = [line for line in commands(ran.out) if line.startswith("::warning")]
+    assert warning.startswith("::warning::Building without the running images as cache: ")
+    assert "warning: " not in ran.out
 
 
 def test_a_failure_in_preflight_has_its_group_closed(world: World, files: dict[str, Path]) -> None:
@@ -134,6 +204,14 @@ def test_nothing_is_printed_for_ci_elsewhere(world: World, files: dict[str, Path
 
 
 # --- GitLab ---------------------------------------------------------------------------
+
+
+def test_in_gitlab_the_error_follows_the_last_section_and_needs_nothing_above(world: World) -> None:
+    world.rules["docker build"] = {"status": 1, "err": "the cause\n"}
+    ran = world.deploy(env=GITLAB)
+    assert ran.err == ""
+    _, _, end = ran.out.rpartition("section_end")
+    assert "build failed:" in end and "\n  > the cause\n" in end and "Nothing was released" in end
 
 
 def test_each_step_is_a_section_in_gitlab(world: World) -> None:

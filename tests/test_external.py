@@ -354,7 +354,7 @@ def test_an_unmodified_convox_yml_with_hooks(rack: Rack, new: Any) -> None:
     assert "aws" not in output and "docker login" not in output
     newest = rack.releases(name)[0]
     assert newest["manifest"] == THREE_SERVICES
-    assert f"{name} is now running {newest['id']}." in output
+    assert f"{name} is now running {newest['id']}" in output
     page = f"{name}-web"
     assert rack.pages(name) == {"web": page, "job": page, "worker": "committed"}
     assert uploads(rack, name) == [["Dockerfile", "convox.yml", "worker/Dockerfile.prod"]]
@@ -465,7 +465,7 @@ def test_staging_then_production_with_the_same_images(
     assert "docker build" not in output
     (app / "www" / "index.html").write_text("not this\n")
     output = deploy(rack, app, "--from", str(result), "--app", production)
-    assert "/8] build" not in output and "$ docker" not in output and "$ aws" not in output
+    assert "==> build" not in output and "$ docker" not in output and "$ aws" not in output
     assert rack.pages(production) == rack.pages(name) == {"web": "v1"}
 
 

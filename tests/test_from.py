@@ -33,7 +33,7 @@ def test_the_images_of_a_result_are_deployed_to_another_app(world: World, how: s
     )
     ran = world.deploy("--app", "production", "--result", "second.json", *args, env=env)
     assert ran.status == 0, ran.text
-    assert not any(f"/8] {name}" in ran.out for name in SKIPPED)
+    assert not any(f"==> {name}" in ran.out for name in SKIPPED)
     build = world.call("convox build --app production")
     assert build.upload["docker-compose.yml"] == COMPOSE.replace(f"{ECR}/shop:TAG", image["image"])
     assert world.commands("before_build", "after_build") == []

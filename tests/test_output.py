@@ -11,11 +11,11 @@ import subprocess
 import pytest
 from conftest import World
 
-from convox_deploy import LOG_LINES, STEPS
+from convox_deploy import HOOKS, LOG_LINES, STEPS
 
 
 def headers(text: str) -> list[str]:
-    return re.findall(r"^==> (\w+)", text, re.MULTILINE)
+    return re.findall(r"^==> (\w+)$", text, re.MULTILINE)
 
 
 def on_a_terminal(world: World, *args: str, **env: str | None) -> str:
@@ -38,11 +38,12 @@ def test_the_first_lines_name_the_app_the_commit_the_rack_and_the_running_releas
     world: World,
 ) -> None:
     commit = world.add_git()
+    world.describe("ROLDRELEASE", "Sell")
     lines = world.deploy("--skip-ecr-login").out.splitlines()
     assert lines[1:5] == [
         "==> preflight",
         f'Deploying shop (APP_NAME) {commit} "Sell more" on rack.example.com (CONVOX_HOST)',
-        "Running now: ROLDRELEASE",
+        "Running now: ROLDRELEASE (Sell)",
         "Manifest: docker-compose.yml",
     ]
 
@@ -92,22 +93,24 @@ def test_the_first_lines_say_that_nothing_is_running(world: World) -> None:
     assert "\nRunning now: nothing\n" in world.deploy().out
 
 
-def test_each_step_has_a_numbered_header_and_ends_with_its_time(world: World) -> None:
+def test_each_step_has_a_header_and_ends_with_its_time(world: World) -> None:
     world.add_hooks()
+    programs = ["docker build", "docker push", "convox build --app", "convox releases promote"]
+    world.rules = {start: {"usual": True, "pause": 0.06} for start in [*HOOKS, *programs]}
     ran = world.deploy()
     assert headers(ran.out) == STEPS
-    assert re.findall(r"^(\w+): \d+\.\d s$", ran.out, re.MULTILINE) == [*STEPS, "Total"]
-    assert "\nImage for web: linux/amd64\n" in ran.out
+    assert re.findall(r"^(\w+): \d+\.\d s$", ran.out, re.MULTILINE)[1:] == [*STEPS[1:], "Total"]
 
 
 def test_a_good_end_says_what_was_verified(world: World) -> None:
     ran = world.deploy(env={"CONVOX_PASSWORD": "secret"})
     assert re.fullmatch(
-        r"Total: \d+\.\d s\n\nshop is now running RNEWRELEASE\.\n"
+        r"\nshop is now running RNEWRELEASE\.\n"
         r"Verified: rack\.example\.com reports RNEWRELEASE running\.\n"
-        r"To roll back, run the same command with --rollback ROLDRELEASE"
-        r" \(or DEPLOY_ROLLBACK=ROLDRELEASE\)\.\n",
-        ran.out[ran.out.index("Total: ") :],
+        r"To roll back to ROLDRELEASE, run the same command with --rollback ROLDRELEASE"
+        r" \(or DEPLOY_ROLLBACK=ROLDRELEASE\)\.\n"
+        r"Total: \d+\.\d s\n",
+        ran.out[ran.out.index("\nshop is now") :],
     )
 
 
@@ -115,20 +118,78 @@ def test_the_error_is_the_last_thing_that_is_printed(world: World) -> None:
     world.rules["docker build"] = {"status": 1}
     ran = world.deploy(stderr=subprocess.STDOUT)
     assert "Total" not in ran.out
-    assert ran.out.index("\nbuild: 0.") < ran.out.index("\nbuild failed:\n")
+    assert ran.out.index("\n$ docker build") < ran.out.index("\nbuild failed:\n")
 
 
-def test_a_step_for_a_missing_hook_takes_one_line(world: World) -> None:
-    ran = world.deploy()
-    for number, hook in ((2, "before_build"), (4, "after_build")):
-        assert f"\n\n==> [{number}/8] {hook}: skipped, no deploy/{hook}.sh\n\n==>" in ran.out
+@pytest.mark.parametrize("args", [[], ["--dry-run"]])
+def test_a_step_that_does_nothing_prints_nothing(world: World, args: list[str]) -> None:
+    ran = world.deploy(*args)
+    assert headers(ran.out) == [step for step in STEPS if step not in HOOKS]
+    assert "hook" not in ran.out and "before_release" not in ran.out
+    assert ": 0.0 s" not in ran.out and "docker tag" not in ran.out
 
 
-def test_before_release_is_always_a_step_because_the_turn_of_the_app_is_awaited_in_it(
+def test_an_app_as_it_is_is_pushed_in_the_release_step_alone(world: World) -> None:
+    """What docker and the CLI say about our one-line Dockerfiles is of interest only if they fail."""
+    world.write("convox.yml", "services:\n  web:\n    build: .\n")
+    world.write("Dockerfile", "FROM scratch\n")
+    world.rules["convox build --external"] = {"usual": True, "err": EXTERNAL_LOG}
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 0, ran.text
+    assert headers(ran.out) == ["preflight", "build", "release", "promote"]
+    step = ran.out.partition("==> release\n")[2].partition("Built release")[0].splitlines()
+    assert step[0] == "Pushing to the rack's registry: web (linux/amd64)"
+    assert step[1].startswith("$ convox build --external --app shop")
+    assert step[2:] == [line for line in EXTERNAL_LOG.splitlines() if line in SHOWN_LINES]
+
+
+def test_a_failing_build_of_the_rack_is_quoted(world: World) -> None:
+    world.write("convox.yml", "services:\n  web:\n    build: .\n")
+    world.write("Dockerfile", "FROM scratch\n")
+    world.rules["convox build --external"] = {"status": 1, "err": EXTERNAL_LOG + "ERROR: no\n"}
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 1
+    quoted = "".join(f"  {line}\n" for line in [*EXTERNAL_LOG.splitlines(), "ERROR: no"])
+    assert f"exited with code 1.\n{quoted}" in ran.err
+    assert "ERROR: no" not in ran.out
+
+
+EXTERNAL_LOG = """\
+Building: .
+#1 [internal] load build definition from Dockerfile
+#1 DONE 0.0s
+WARNING: the app web has no health check
+Running: docker tag 0123 registry/shop:web.BABCDEFGHIJ
+Running: docker push registry/shop:web.BABCDEFGHIJ
+0123: Pushed
+"""
+SHOWN_LINES = [
+    "WARNING: the app web has no health check",
+    "Running: docker push registry/shop:web.BABCDEFGHIJ",
+]
+
+
+@pytest.mark.parametrize("command", ["docker build", "convox build --app", "before_build"])
+def test_output_that_was_printed_is_not_printed_again(world: World, command: str) -> None:
+    world.add_hooks("before_build")
+    name = "deploy/before_build.sh" if command == "before_build" else command[:12]
+    world.rules[command] = {"status": 3, "err": "one\nthe cause\n"}
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 1 and ran.text.count("the cause") == 1, ran.text
+    assert re.search(
+        rf"^`{name}`( for web)? exited with code 3. Its output is above.$", ran.err, re.M
+    )
+    error = json.loads((world.app / "result.json").read_text())["error"]
+    assert "exited with code 3.\n  > one\n  > the cause" in error
+
+
+def test_a_command_that_fails_without_a_word_is_not_said_to_have_printed_something(
     world: World,
 ) -> None:
-    ran = world.deploy()
-    assert re.search(r"\n\n==> \[7/8\] before_release\nbefore_release: \d+\.\d s\n\n==>", ran.out)
+    world.rules["docker build"] = {"status": 3}
+    assert (
+        "`docker build` for web exited with code 3.\n  It printed nothing.\n" in world.deploy().err
+    )
 
 
 # --- colors ---------------------------------------------------------------------------
@@ -140,6 +201,8 @@ def test_before_release_is_always_a_step_because_the_turn_of_the_app_is_awaited_
         ({}, True, False),
         ({"NO_COLOR": "1"}, False, False),
         ({"NO_COLOR": ""}, True, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
     ],
 )
 def test_colors_are_for_terminals_unless_no_color_is_set(
@@ -200,13 +263,13 @@ def test_output_that_is_not_utf8_is_shown_with_replacement_characters(world: Wor
 # --- long errors ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["docker login", "convox releases promote --app"])
+@pytest.mark.parametrize("command", ["docker login", "convox api get /apps/shop"])
 def test_of_a_long_error_the_last_lines_are_shown(world: World, command: str) -> None:
     lines = [*(f"log {number}" for number in range(40)), "ERROR: the reason"]
     world.constants["POLL_SECONDS"] = 0
     world.rules[command] = {"status": 1, "err": "\n".join(lines)}
     ran = world.deploy("--result", "result.json")
-    assert ran.status == (2 if command == "docker login" else 1)
+    assert ran.status == 2
     shown = [line.strip() for line in ran.err.splitlines() if line.startswith("  ")]
     assert shown == lines[-LOG_LINES:]
     written = json.loads((world.app / "result.json").read_text())["error"]

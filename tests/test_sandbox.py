@@ -179,12 +179,12 @@ def test_a_hook_can_stop_a_release_which_is_resumed_and_rolled_back_and_forth(
     [second] = re.findall(r"run the same command with --release (\w+)", output)
     output = deploy(sandbox, app, DEPLOY_RELEASE=second, DEPLOY_NO_PROMOTE="1", **v3)
     assert page(sandbox, name) == "v2"
-    assert f"To roll back, run the same command with --rollback {first} " in output
+    assert f"run the same command with --rollback {first} " in output
     output = deploy(sandbox, app, "--rollback", first)
     copy = running(sandbox, name)
     assert page(sandbox, name) == "v1" and copy not in (first, second)
-    assert f"{name} is now running {copy}." in output
-    assert f"To roll back, run the same command with --rollback {second} " in output
+    assert f"{name} is now running {copy} (" in output
+    assert f"run the same command with --rollback {second} " in output
     deploy(sandbox, app, DEPLOY_ROLLBACK=second, **v3)
     assert page(sandbox, name) == "v2"
 

@@ -354,7 +354,7 @@ def pipe_to(world: World, reader: str, *args: str) -> subprocess.CompletedProces
 
 def test_a_pipe_closed_before_the_promote_stops_the_deploy(world: World) -> None:
     world.add_hooks()
-    reader = "while read -r line; do case $line in *'] push') break ;; esac; done"
+    reader = "while read -r line; do case $line in *'=> push') break ;; esac; done"
     ran = pipe_to(world, reader, "--result", "result.json")
     assert ran.stderr.endswith("exit code 1\n") and "Traceback" not in ran.stderr
     assert world.commands("convox releases promote --app") == []

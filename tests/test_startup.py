@@ -10,36 +10,38 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from conftest import ROOT, TOOL, World
 
-SETTINGS = {
-    "--app": "APP_NAME, CONVOX_APP",
-    "--rack": "CONVOX_RACK, RACK_NAME",
-    "--file": "DOCKER_COMPOSE",
-    "--tag": "IMAGE_TAG",
-    "--skip-ecr-login": "SKIP_ECR_AUTH",
-    "--timeout": "DEPLOY_TIMEOUT",
-    "--result": "DEPLOY_RESULT",
-    "--from": "DEPLOY_FROM",
-    "--description": "DEPLOY_DESCRIPTION",
-    "--cache-from-running": "DEPLOY_CACHE_FROM_RUNNING",
-    "--parallel": "DEPLOY_PARALLEL",
-    "--dry-run": "DEPLOY_DRY_RUN",
-    "--no-promote": "DEPLOY_NO_PROMOTE",
-    "--release R...": "DEPLOY_RELEASE",
-}
+import convox_deploy
+
 TRAP = 'import os\nos.write(2, b"the app\'s own module was imported\\n")\nos._exit(99)\n'
 
 
 def test_the_help_shows_each_option_with_its_variable_and_default(world: World) -> None:
     text = " ".join(world.deploy("--help").out.split())
-    for option, variable in SETTINGS.items():
-        assert re.search(rf"{option} (?:(?! --).)*?\[env var: {variable}[;\]]", text), option
-    for default in ("the directory name", "convox.yml or docker- compose.yml", "60"):
-        assert default in text
+    for parameter in convox_deploy.main.params:
+        if isinstance(parameter, click.Option) and parameter.name != "version":
+            [option] = [name for name in parameter.opts if name.startswith("--")]
+            shown = f" {option} {parameter.metavar or ''}".rstrip()
+            about = text.rpartition(f"{shown} ")[2].partition(" --")[0]
+            assert shown in text, option
+            variables = list(parameter.envvar or [])
+            if variables != [f"DEPLOY_{option[2:].replace('-', '_').upper()}"]:
+                assert ", ".join(variables) in about, option
+    for default in ("the directory name", "convox.yml or docker-compose.yml", "60", "4"):
+        assert f"default: {default}]" in text or f"or {default}]" in text, default
     for option in ("[-- DOCKER_BUILD_ARGS...]", "--version"):
         assert option in text
+
+
+def test_the_help_fits_on_a_screen_and_begins_with_the_options_of_every_day(world: World) -> None:
+    lines = world.deploy("--help", env={"COLUMNS": "200"}).out.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 80
+    rare = lines.index("Rare, or for CI:")
+    for option in ("--app", "--dry-run", "--no-promote", "--release", "--rollback"):
+        assert any(re.search(rf" {option}\b", line) for line in lines[:rare]), option
 
 
 # --- the app's own modules ------------------------------------------------------------
@@ -102,7 +104,12 @@ def test_a_zipapp_finds_its_bundled_libraries(tmp_path: Path) -> None:
 
 def test_missing_packages_are_reported_with_ways_to_install_them(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-S", TOOL], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-S", TOOL],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path)},  # no uv
     )
     assert done.returncode == 2
     first, *ways = done.stderr.splitlines()
@@ -116,7 +123,7 @@ def test_a_package_that_is_there_and_cannot_be_imported_is_not_called_missing(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "click.py").write_text("from enum import Nothing\n")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {"PATH": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, TOOL], capture_output=True, text=True, check=False, env=env
     )
@@ -127,12 +134,42 @@ def test_a_package_that_is_there_and_cannot_be_imported_is_not_called_missing(
 def test_the_command_for_a_virtual_environment_names_all_packages(tmp_path: Path) -> None:
     shutil.copy(TOOL, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-S", TOOL.name], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-S", TOOL.name],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path)},  # no uv
     )
     way = done.stderr.splitlines()[2].strip()
     assert way == (
         "python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python convox_deploy.py"
     )
+
+
+def test_it_hands_over_to_uv_once_if_packages_are_missing(tmp_path: Path) -> None:
+    """With the same arguments, whatever the file is called."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(TOOL, tmp_path / "bin" / "deploy")
+    again = f'echo "$@" >> asked; shift 2; exec {sys.executable} -S "$@"'
+    (tmp_path / "uv").write_text(f"#!/bin/sh\n{again}\n")
+    (tmp_path / "uv").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", "bin/deploy", "--app", "a b"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    assert (tmp_path / "asked").read_text() == "run --script bin/deploy --app a b\n"
+    assert done.returncode == 2 and "cannot import a Python package" in done.stderr
+
+
+def test_hooks_do_not_see_that_uv_has_taken_over(world: World) -> None:
+    world.add_hooks("before_release")
+    assert world.deploy(env={convox_deploy.BY_UV: "1"}, real=True).status == 0
+    assert convox_deploy.BY_UV not in world.call("before_release").env
 
 
 def test_the_docstring_contains_nothing_that_a_shell_would_run() -> None:
@@ -149,12 +186,13 @@ def test_the_file_and_the_package_declare_the_same_dependencies() -> None:
     assert inline and package and json.loads(inline[1]) == json.loads(package[1])
 
 
-@pytest.mark.parametrize("how", ["itself", "python", "uv", "console script"])
+@pytest.mark.parametrize("how", ["itself", "python", "uv", "hand-over", "console script"])
 def test_it_runs_in_every_way_the_readme_describes(how: str) -> None:
     commands = {
         "itself": [str(TOOL)],
         "python": [sys.executable, str(TOOL)],
         "uv": ["uv", "run", "--quiet", "--no-project", str(TOOL)],
+        "hand-over": [sys.executable, "-S", str(TOOL)],  # to uv
         "console script": ["convox-deploy"],
     }
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
@@ -179,7 +217,9 @@ def test_a_deploy_that_the_tests_fork_is_as_one_that_is_really_started(world: Wo
     for is_real in (False, True):
         ran = world.deploy("--no-promote", real=is_real)
         assert ran.status == 0, ran.text
-        [step] = re.findall(r"before_build\n(.*)\nbefore_build: ", ran.out, re.DOTALL)
+        [step] = re.findall(
+            r"before_build\n(.*)\n==> build", re.sub(r"before_build: .*\n", "", ran.out), re.DOTALL
+        )
         seen.append((re.sub("deploy-[0-9a-f]{8}", "deploy-...", step), ran.err))
     assert "SigIgn" in seen[0][0] and seen[0] == seen[1]
 
