@@ -1690,7 +1690,7 @@ class Convox:
         state = f"{service}: {pod.get('stateDetail') or pod.get('phase')}"
         if not self.unhealthy.get(service, "").startswith(state):
             warn(state)
-        state = f"{state}. {hint}" if hint else state
+        state = f"{state.rstrip('.')}. {hint}" if hint else state
         log = str(pod.get("previousLogs") or pod.get("logs") or "").splitlines()[-LOG_LINES:]
         _, *old_log = self.unhealthy.get(service, "").split(LOG_INDENT)
         # Just after a restart, the log is empty.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -65,12 +64,13 @@ def main() -> None:
     with sandbox_and_app(report=lambda line: None) as (sandbox, app):
         env = {**sandbox.buildkit_env, "CONVOX_STANDIN_CLI": "v3", "CONVOX_PASSWORD": PASSWORD}
         shutil.rmtree(app / "deploy")
+        commit(app, "First version", env)
         sandbox.check("./convox_deploy.py", cwd=app, env={**env, "APP_NAME": "hello"})
         (app / "www" / "index.html").write_text("v2\n")
         commit(app, "Sell more", env)
         draw(deploy_on_a_terminal(app, env, 0), "deploy.svg")
         with (app / "Dockerfile").open("a") as dockerfile:
-            dockerfile.write('CMD ["no-such-program"]\n')
+            dockerfile.write("CMD echo Cannot connect to the database.; exit 3\n")
         draw(deploy_on_a_terminal(app, env, 1), "failure.svg", last=LAST_LINES_OF_A_FAILURE)
 
 
