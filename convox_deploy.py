@@ -226,7 +226,8 @@ class Deploy:
         settings, commit, convox = self.settings, self.commit, self.convox
         doing = "Rolling back" if settings.rollback else "Deploying"
         subject = commit.subject and f'"{commit.subject}"'
-        what = settings.old_release or f"{commit.describe} {subject}"
+        old = settings.old_release
+        what = convox.named(old) if old else f"{commit.describe} {subject}"
         app = f"{settings.app} ({settings.app_source}) {what}".rstrip()
         source = f" ({convox.rack_source})" if convox.rack or convox.host else ""
         echo(f"{doing} {app} on {convox.label}{source}", bold=True)
@@ -692,8 +693,10 @@ def print_end(deploy: Deploy, state: str) -> None:
         echo(f"\nBuilt release {convox.named(result.release)}, and did not promote it.", bold=True)
         echo(how_to_resume(result.release))
     else:
-        live = f"\n{result.app} is now running {convox.named(result.release)}."
-        echo(live, fg="green", bold=True)
+        live = convox.named(result.release)
+        if settings.rollback:
+            live = f"{result.release}, a copy of {convox.named(settings.rollback)}"
+        echo(f"\n{result.app} is now running {live}.", fg="green", bold=True)
         echo(f"Verified: {convox.label} reports {result.release} running.")
         if result.running_before not in ("", result.release):
             login = "use a login that is allowed to, and " if convox.is_restricted else ""
@@ -869,7 +872,7 @@ class Manifest:
         if self.is_compose:
             return set()
         entries = [entry for each in lists if isinstance(each, list) for entry in each]
-        # Convox flattens a list in it, such as an alias, and ignores what is no string.
+        # Convox flattens a list in it, such as an alias, and ignores what is not a string.
         flat = [name for each in entries for name in (each if isinstance(each, list) else [each])]
         names = {str(name) for name in flat if isinstance(name, str)}
         return {name for name in names if "=" not in name and name != "*"}
@@ -2437,25 +2440,30 @@ def main(**options: Any) -> None:
     settings = Settings(**options, has_default_file=is_default)
     if problems := list(settings.problems()):
         raise click.UsageError("\n".join(problems))
+    prepare_process()
+    if settings.result and not settings.dry_run:
+        remove_result(Path(settings.result))
+    learn_secrets_of(settings.docker_build_args)
+    code = shell.watch(lambda: run_deploy(settings))
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
+
+
+def prepare_process() -> None:
+    """Make standard streams and environment what a deploy expects, and learn secrets."""
     if sys.stdout is None or sys.stderr is None:
         sys.exit("stdout or stderr is closed. Redirect it, for example to /dev/null.")
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)  # becomes descriptor 0
-    if settings.result and not settings.dry_run:
-        remove_result(Path(settings.result))
     for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as set in a git hook
         os.environ.pop(variable, None)
     learn_secrets(os.environ)
-    learn_secrets_of(settings.docker_build_args)
     learn_url_password()
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="replace")
         os.set_blocking(stream.fileno(), True)  # a full pipe must not be an error
-    code = shell.watch(lambda: run_deploy(settings))
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)  # unlike sys.exit, not changed by a signal or by closed output
 
 
 if __name__ == "__main__":
