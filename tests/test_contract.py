@@ -42,7 +42,7 @@ def test_each_cli_generation_gets_the_options_it_lists(world: World, cli: str) -
         ["releases", "promote", "--app", "shop", *WAIT[cli], "RNEWRELEASE"],
         READ_APP,
     ]
-    assert "\nshop is now running RNEWRELEASE.\n" in ran.out
+    assert f"\nshop is now running RNEWRELEASE ({commit} Sell more).\n" in ran.out
 
 
 @pytest.mark.parametrize("cli", ["v2", "v3"])
