@@ -410,6 +410,18 @@ def test_what_readers_look_for_is_one_step_from_the_readme(link: str) -> None:
     assert link in links(README)
 
 
+def test_an_app_in_a_subfolder_may_have_its_context_outside_only_with_an_image(
+    world: World,
+) -> None:
+    (world.app.parent / "Dockerfile").write_text("FROM scratch\n")
+    world.write("docker-compose.yml", COMPOSE.replace("    image", "    build: ..\n    image", 1))
+    assert world.deploy().status == 0
+    assert world.call("docker build --tag").argv[-1] == ".."
+    world.write("convox.yml", "services:\n  web:\n    build: ..\n")
+    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
+    assert ran.status == 2 and "../Dockerfile is outside the project" in ran.err
+
+
 def test_the_flags_of_convox_deploy_are_all_there() -> None:
     rows = table_under(DOCUMENTS["docs/moving.md"], "### Flags of `convox deploy`")
     flags = {word.split()[0] for row in rows for word in in_code(row[0])}
