@@ -693,9 +693,10 @@ def print_end(deploy: Deploy, state: str) -> None:
         echo(f"\nBuilt release {convox.named(result.release)}, and did not promote it.", bold=True)
         echo(how_to_resume(result.release))
     else:
-        live = convox.named(result.release)
         if settings.rollback:
             live = f"{result.release}, a copy of {convox.named(settings.rollback)}"
+        else:
+            live = convox.named(result.release)
         echo(f"\n{result.app} is now running {live}.", fg="green", bold=True)
         echo(f"Verified: {convox.label} reports {result.release} running.")
         if result.running_before not in ("", result.release):

@@ -1,12 +1,20 @@
 #!/bin/sh
-# Runs after the release is built and before it is promoted. Use it for anything that must happen before it goes live,
-# such as migrations. A non-zero exit status stops the deploy, and the current release keeps running. This template
-# does nothing by itself.
+# Migrates the database with the new release's code before it goes live. Replace the command. During the promote, old
+# and new code run side by side, so migrations must work with both.
 #
-# Environment variables, in addition to those of after_build.sh:
-#   RELEASE_ID   the release that is built but not live yet
-#
-# With --release or --from, no image is built and DOCKER_TAG is not set. With --rollback, no hook runs.
-#
-# For a migration, start from examples/deploy/before_release.sh of convox-deploy: `convox run` may exit 0 although the
-# connection was lost.
+# `convox run` before August 2026 may exit 0 although it lost the connection. So the migration counts only if the line
+# that the container prints after it has arrived. The command is one argument, because convox takes flags such as -c
+# anywhere for its own, and joins several arguments without quotes.
+set -e
+migrate="bundle exec rake db:migrate"
+migrated="MIGRATED-$RELEASE_ID"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+{
+  convox run --app "$APP_NAME" --release "$RELEASE_ID" web \
+    "sh -c '$migrate && echo $migrated'" || echo "convox run failed with exit code $?"
+} | tee "$log"
+if grep -q '^convox run failed' "$log" || ! tr -d '\r' < "$log" | grep -qx "$migrated"; then
+  echo "The migration did not succeed, or its end was not seen." >&2
+  exit 1
+fi

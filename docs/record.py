@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import shutil
 import sys
 from pathlib import Path
 
@@ -63,8 +62,6 @@ def main() -> None:
     print("Deploying the sample app three times in the sandbox ...", flush=True)
     with sandbox_and_app(report=lambda line: None) as (sandbox, app):
         env = {**sandbox.buildkit_env, "CONVOX_STANDIN_CLI": "v3", "CONVOX_PASSWORD": PASSWORD}
-        shutil.rmtree(app / "deploy")
-        commit(app, "First version", env)
         sandbox.check("./convox_deploy.py", cwd=app, env={**env, "APP_NAME": "hello"})
         (app / "www" / "index.html").write_text("v2\n")
         commit(app, "Sell more", env)

@@ -862,7 +862,7 @@ def test_a_submodule_that_is_not_checked_out_is_a_warning(world: World) -> None:
 
 def test_the_example_migration_fails_without_its_marker(world: World) -> None:
     """Older CLIs exit with 0 where the stream of `convox run` is lost."""
-    script = (ROOT / "examples" / "deploy" / "before_release.sh").read_text()
+    script = (ROOT / "deploy" / "before_release.sh").read_text()
     world.write("deploy/before_release.sh", script, 0o755)
     world.env["PATH"] += ":/usr/bin:/bin"
     world.rules["convox run"] = {"out": "== AddIndex: migrating\n"}

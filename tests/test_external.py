@@ -362,6 +362,23 @@ def test_an_unmodified_convox_yml_with_hooks(rack: Rack, new: Any) -> None:
     assert [path for path in app.parent.iterdir() if path != app] == []
 
 
+@with_buildkit
+def test_the_build_that_runs_in_staging_is_released_in_production(rack: Rack, new: Any) -> None:
+    """With the lines of docs/staging-and-production.md."""
+    text = (ROOT / "docs" / "staging-and-production.md").read_text()
+    staging, production = re.findall("```bash\n(.*?)```", text, re.DOTALL)
+    app = three_services(new, "your-app-staging")
+    shutil.copy(TOOL, app)
+    rack.check("convox", "apps", "create", "your-app")
+    env = {**rack.env, "PATH": f"{Path(sys.executable).parent}:{rack.env['PATH']}"}
+    rack.check("/bin/sh", "-ec", staging, cwd=app, env=env)
+    before = rack.check("docker", "image", "ls", "--quiet")
+    output = rack.check("/bin/sh", "-ec", production, cwd=app, env=env)
+    assert "$ docker" not in output and "your-app is now running R" in output
+    assert rack.check("docker", "image", "ls", "--quiet") == before
+    assert rack.pages("your-app") == rack.pages("your-app-staging")
+
+
 @pytest.fixture
 def desktop(sandbox: Any, builder: dict[str, str], tmp_path: Path) -> Rack:
     """The rack, used with a docker whose context is not `default`, like Docker Desktop's, and with buildx."""

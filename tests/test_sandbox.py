@@ -212,6 +212,7 @@ def test_the_example_hooks_work(sandbox: Any, new_app: NewApp, builder: Any) -> 
     name = name_for(builder, "rails")
     app = new_app(name)
     shutil.copytree(ROOT / "examples" / "deploy", app / "deploy")
+    shutil.copy(ROOT / "deploy" / "before_release.sh", app / "deploy")
     bundle = app / "bundle"  # responds like a Rails app's bundle
     bundle.write_text(
         "#!/bin/sh\n"

@@ -74,7 +74,6 @@ def create_app(app: Path, sandbox: Sandbox) -> None:
     shutil.copytree(HERE / "app", app)
     shutil.copy(HERE / "convox.yml", app)
     shutil.copy(ROOT / "convox_deploy.py", app)
-    shutil.copytree(ROOT / "deploy", app / "deploy")
     manifest = app / "docker-compose.yml"
     manifest.write_text(manifest.read_text().replace(ECR, sandbox.registry_host))
     sandbox.env["CONVOX_STANDIN_CLI"] = "v3"
@@ -85,6 +84,7 @@ def create_app(app: Path, sandbox: Sandbox) -> None:
 def change_app(app: Path, env: dict[str, str]) -> None:
     """Update the sample app to its second version: a new page, and a before_release hook that prints it."""
     (app / "www" / "index.html").write_text("v2\n")
+    (app / "deploy").mkdir()
     shutil.copy(HERE / "before_release.sh", app / "deploy")
     commit(app, "second version", env)
 
