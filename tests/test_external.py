@@ -372,10 +372,8 @@ def test_the_build_that_runs_in_staging_is_released_in_production(rack: Rack, ne
     rack.check("convox", "apps", "create", "your-app")
     env = {**rack.env, "PATH": f"{Path(sys.executable).parent}:{rack.env['PATH']}"}
     rack.check("/bin/sh", "-ec", staging, cwd=app, env=env)
-    before = rack.check("docker", "image", "ls", "--quiet")
     output = rack.check("/bin/sh", "-ec", production, cwd=app, env=env)
     assert "$ docker" not in output and "your-app is now running R" in output
-    assert rack.check("docker", "image", "ls", "--quiet") == before
     assert rack.pages("your-app") == rack.pages("your-app-staging")
 
 
