@@ -2331,7 +2331,7 @@ def setting(
     name: str, value: str, variables: str, about: str, *names: str, **details: Any
 ) -> Callable[[Any], Any]:
     """Return an option. `value` is what the help calls its value, "" for a switch."""
-    details.update(metavar=value, envvar=variables.split(), help=about)
+    details.update(metavar=value, envvar=variables.split(), show_envvar=True, help=about)
     return click.option(name, *names, is_flag=not value, **details)
 
 
@@ -2348,7 +2348,8 @@ class Command(click.Command):
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         options = [each for each in self.get_params(context) if isinstance(each, click.Option)]
-        rows = [each.get_help_record(context) or ("", "") for each in options]
+        records = [each.get_help_record(context) or ("", "") for each in options]
+        rows = [(name, re.sub(r"  \[env var: DEPLOY_\w+\]", "", about)) for name, about in records]
         with formatter.section("Options"):
             formatter.write_dl(rows[:EVERYDAY])
         with formatter.section("Rare, or for CI"):
@@ -2368,7 +2369,7 @@ class Command(click.Command):
     "--app",
     "NAME",
     "APP_NAME CONVOX_APP",
-    "Deploy this app.  [APP_NAME, CONVOX_APP; default: .convox/app or the directory name]",
+    "Deploy this app.  [default: .convox/app or the directory name]",
     "-a",
     default=lambda: default_app()[1],
 )
@@ -2376,14 +2377,14 @@ class Command(click.Command):
     "--rack",
     "NAME",
     "CONVOX_RACK RACK_NAME",
-    "Deploy to this rack.  [CONVOX_RACK, RACK_NAME; default: the convox CLI's rack]",
+    "Deploy to this rack.  [default: the convox CLI's rack]",
     "-r",
 )
 @setting(
     "--file",
     "FILE",
     "DOCKER_COMPOSE",
-    "Use this manifest.  [DOCKER_COMPOSE; default: convox.yml or docker-compose.yml]",
+    "Use this manifest.  [default: convox.yml or docker-compose.yml]",
     "-m",
 )
 @setting("--dry-run", "", "DEPLOY_DRY_RUN", "Show commands and changes, and change nothing.")
@@ -2404,10 +2405,8 @@ class Command(click.Command):
 @setting(
     "--description", "TEXT", "DEPLOY_DESCRIPTION", "Describe the release.  [default: the commit]"
 )
-@setting(
-    "--tag", "TAG", "IMAGE_TAG", "Tag the images so.  [IMAGE_TAG; default: <commit>-<image ID>]"
-)
-@setting("--skip-ecr-login", "", "SKIP_ECR_AUTH", "Use docker's login to ECR.  [SKIP_ECR_AUTH]")
+@setting("--tag", "TAG", "IMAGE_TAG", "Tag the images so.  [default: <commit>-<image ID>]")
+@setting("--skip-ecr-login", "", "SKIP_ECR_AUTH", "Use docker's login to ECR.")
 @setting(
     "--cache-from-running", "", "DEPLOY_CACHE_FROM_RUNNING", "Reuse the running image's layers."
 )
@@ -2432,8 +2431,8 @@ def main(**options: Any) -> None:
       ./convox_deploy.py --app shop --rack production -- --platform linux/amd64
       ./convox_deploy.py --rollback RABCDEFGHIJ
 
-    CONVOX_HOST and CONVOX_PASSWORD choose a rack by its host. Each option has a variable, too: the
-    one in brackets, or DEPLOY_ and its name, such as DEPLOY_DRY_RUN.
+    CONVOX_HOST and CONVOX_PASSWORD choose a rack by its host. Each option has a variable, too:
+    DEPLOY_ and its name, such as DEPLOY_DRY_RUN, if no other is shown.
     """
     is_default = options["file"] is None
     if is_default:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+import standin
 from forkserver import Forked, Server
 from standin import Rule
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -256,8 +257,14 @@ class World:
         return [Call(pid, cwd, stdin, argv, self.home) for pid, cwd, stdin, *argv in fields]
 
     def commands(self, *starts: str) -> list[str]:
-        """Return the command lines so far, or only those that start with one of `starts`."""
-        return [call.line for call in self.calls if call.line.startswith(starts or "")]
+        """Return the command lines so far, or only those that start with one of `starts`.
+
+        The reading of a release's description is left out, unless one of `starts` names it.
+        """
+        lines = [call.line for call in self.calls]
+        if not any(standin.RELEASE in start for start in starts):
+            lines = standin.without_descriptions(lines)
+        return [line for line in lines if line.startswith(starts or "")]
 
     def call(self, start: str) -> Call:
         """Return the only call whose command line starts with `start`."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 HOME = os.environ.get("STANDIN", "")
 STANDIN, *WORDS = sys.argv[1:] or [""]
+RELEASE = "/releases/R"
 COMMAND = " ".join([os.path.basename(STANDIN).partition(".")[0], *WORDS])
 
 
@@ -55,7 +56,25 @@ def in_home(name: str) -> str:
 def calls_of(start: str) -> int:
     with open(in_home("calls"), errors="replace") as calls:
         records = calls.read().split("\x1e")[:-1]
-    return sum(" ".join(record.split("\x1f")[3:]).startswith(start) for record in records)
+    lines = [" ".join(record.split("\x1f")[3:]) for record in records]
+    if RELEASE not in start:
+        lines = without_descriptions(lines)
+    return sum(line.startswith(start) for line in lines)
+
+
+def without_descriptions(lines: list[str]) -> list[str]:
+    """Leave out the first reading of each release that runs: it is only for its description."""
+    first = {line: number for number, line in reversed([*enumerate(lines)])}
+    return [
+        line
+        for number, line in enumerate(lines)
+        if first[line] != number or not is_reading_of_what_runs(line)
+    ]
+
+
+def is_reading_of_what_runs(line: str) -> bool:
+    name = line.rpartition(RELEASE)[2]
+    return RELEASE in line and name.startswith(("OLDRELEASE", "OTHER", "THEIR"))
 
 
 def is_turn(start: str, rule: Rule) -> bool:
@@ -169,7 +188,10 @@ def respond_as_usual(how: object) -> None:
 def main() -> None:
     with open(in_home("rules.marshal"), "rb") as file:
         rules: dict[str, Rule] = marshal.load(file)
+    is_for_description = is_reading_of_what_runs(COMMAND) and calls_of(COMMAND) == 1
     for start, rule in rules.items():
+        if is_for_description and RELEASE not in start:
+            continue
         if COMMAND.startswith(start) and is_turn(start, rule):
             turns = rule.get("sequence") or [{}]
             turn = turns[min(calls_of(start), len(turns)) - 1]

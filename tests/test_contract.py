@@ -177,7 +177,6 @@ def test_a_deploy_runs_the_steps_in_order(world: World) -> None:
     begin = commands.index("before_build")
     assert {line for line in commands[:begin] if not line.startswith("git")} == {
         "docker version --format {{.Server.Version}}",
-        "convox api get /apps/shop/releases/ROLDRELEASE",
         "aws ecr get-login-password --region us-east-1",
         f"docker login --username AWS --password-stdin {ECR}",
         "convox build --help",

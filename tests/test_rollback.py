@@ -66,7 +66,7 @@ def test_a_rollback_promotes_a_copy_and_needs_nothing_but_convox(
     assert ran.out.endswith(
         "\nshop is now running RCOPYRELEAS.\n"
         "Verified: rack.example.com reports RCOPYRELEAS running.\n"
-        "To roll back, run the same command with --rollback ROLDRELEASE"
+        "To roll back to ROLDRELEASE, run the same command with --rollback ROLDRELEASE"
         " (or DEPLOY_ROLLBACK=ROLDRELEASE).\n"
     )
     result = result_of(world)
@@ -216,7 +216,10 @@ def test_a_rollback_waits_for_the_deploy_that_is_under_way(world: World) -> None
     ran = world.deploy("--rollback", R, "--result", "result.json")
     assert ran.status == 0, ran.text
     assert "Waiting for shop (status: updating)\n" in ran.out
-    assert "To roll back, run the same command with --rollback ROTHERRELEASE (or" in ran.out
+    assert (
+        "To roll back to ROTHERRELEA, run the same command with --rollback ROTHERRELEASE (or"
+        in ran.out
+    )
     assert result_of(world)["running_before"] == "ROTHERRELEASE"
 
 

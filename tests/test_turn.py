@@ -15,7 +15,9 @@ PROMOTE = "convox releases promote --app"
 R = "RABCDEFGHIJ"
 LATER = "2026-11-03T10:00:00Z"
 USUAL: Rule = {"usual": True}
-WAY_BACK = "To roll back, run the same command with --rollback {0} (or DEPLOY_ROLLBACK={0}).\n"
+WAY_BACK = (
+    "To roll back to {0}, run the same command with --rollback {0} (or DEPLOY_ROLLBACK={0}).\n"
+)
 
 
 def app(release: str, status: str = "running") -> Rule:

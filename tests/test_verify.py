@@ -440,7 +440,7 @@ def test_a_rack_that_answers_nonsense_after_a_failed_promote_hides_nothing(
 def test_a_successful_deploy_shows_how_to_roll_back(world: World) -> None:
     ran = world.deploy("--rack", "staging")
     assert ran.out.endswith(
-        "\nTo roll back, run the same command with --rollback ROLDRELEASE"
+        "\nTo roll back to ROLDRELEASE, run the same command with --rollback ROLDRELEASE"
         " (or DEPLOY_ROLLBACK=ROLDRELEASE).\n"
     )
 
