@@ -710,6 +710,8 @@ def print_failure(result: Result, state: str) -> None:
     """Print what failed and why, what is live, and what to do."""
     error, to_stderr = result.error, not IN_GITLAB  # whose log has stdout and stderr in any order
     if IN_GITHUB:
+        if LOG_INDENT in error:  # which an annotation leaves out
+            echo(error)
         return annotate(f"error title={result.failed_step} failed", f"{error}\n{state}")
     if not IN_GITLAB:  # which may have folded it
         error = re.sub(f"({PRINTED_INDENT}.*)+", " Its output is above.", error)
@@ -1623,7 +1625,7 @@ class Convox:
         except CommandFailed as failure:
             if not re.search(f"(?s)The push refers to repository.*({TRANSIENT})", failure.output):
                 raise
-            warn(f"{failure.headline} Trying once more in {PUSH_PAUSE} s.")
+            warn(f"{failure}\nTrying once more in {PUSH_PAUSE} s.")
             shell.pause(PUSH_PAUSE)
             output = shell.stream(*build, **options)
         return release_id(output, "`convox build`")

@@ -9,6 +9,7 @@ import json
 import marshal
 import os
 import py_compile
+import re
 import select
 import shlex
 import shutil
@@ -93,6 +94,11 @@ class Ran(NamedTuple):
     @property
     def text(self) -> str:
         return self.out + self.err
+
+    @property
+    def before_total(self) -> str:
+        """The output up to the last line, which says how long a deploy took."""
+        return re.sub(r"Total: \d+\.\d s\n\Z", "", self.out)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_an_update_under_way_is_awaited_for_a_release_of_old_too(
     assert ran.status == 0, ran.text
     assert "Waiting for shop (status: updating)\n" in ran.out
     assert "Running now: unknown (status: updating)\n" in ran.out
-    assert ran.out.endswith(WAY_BACK.format("ROLDRELEASE"))
+    assert ran.before_total.endswith(WAY_BACK.format("ROLDRELEASE"))
 
 
 def test_preflight_does_not_wait(world: World) -> None:
@@ -156,7 +156,7 @@ def test_an_older_release_that_ran_during_the_hook_is_the_way_back(world: World)
     world.rules[ASK] = {"sequence": [old, old, USUAL, other, USUAL]}
     ran = world.deploy("--result", "result.json")
     assert ran.status == 0, ran.text
-    assert ran.out.endswith(WAY_BACK.format("ROTHERRELEA"))
+    assert ran.before_total.endswith(WAY_BACK.format("ROTHERRELEA"))
     assert result_of(world)["running_before"] == "ROTHERRELEA"
     assert f"{ASK}/releases/ROTHERRELEA" in world.commands(ASK)  # compared
 
@@ -168,7 +168,7 @@ def test_the_deploy_that_is_under_way_after_the_hook_is_awaited(world: World) ->
     world.rules[ASK] = {"sequence": [old, old, USUAL, busy, busy, other, USUAL]}
     ran = world.deploy()
     assert ran.status == 0, ran.text
-    assert ran.out.endswith(WAY_BACK.format("ROTHERRELEA"))
+    assert ran.before_total.endswith(WAY_BACK.format("ROTHERRELEA"))
     order = world.commands(ASK, "before_release", PROMOTE)
     after_hook = order[order.index("before_release") + 1 :]
     assert after_hook[:3] == [ASK] * 3 and after_hook[-2].startswith(PROMOTE)
