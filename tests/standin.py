@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         out: str
         err: str
         usual: bool | str  # respond as usual, too; or "silent" or "idle"
-        ignore_term: bool
+        ignore_term: bool | str  # what it says then
         child: bool | str  # is left behind; or "ignores TERM"
         daemon: bool | str  # is left behind; or "keeps writing"
         hang: bool
@@ -164,9 +164,15 @@ def spawn(argv: list[str], env: Mapping[str, str] = os.environ, **how: Any) -> i
     return os.posix_spawn(argv[0], argv, env, setsigdef=[signal.SIGPIPE], **how)
 
 
+def say_and_go_on(what: object) -> None:
+    if isinstance(what, str):
+        print(what, file=sys.stderr, flush=True)
+    announce("termed")
+
+
 def leave_behind(rule: Rule) -> None:
     if rule.get("ignore_term"):
-        signal.signal(signal.SIGTERM, lambda *_: announce("termed"))
+        signal.signal(signal.SIGTERM, lambda *_: say_and_go_on(rule["ignore_term"]))
     if rule.get("child"):
         ignores = "trap '' TERM; " if rule["child"] == "ignores TERM" else ""
         write_whole(in_home("child"), str(spawn(shell(f"{ignores}exec /bin/sleep 600"))))

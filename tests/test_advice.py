@@ -340,6 +340,7 @@ def error_of(world: World, command: str, text: str, *args: str) -> str:
 def advice_of(err: str, text: str) -> str:
     """Return what an error says after the text of the command, and before the state of the app."""
     shown = "".join(f"  {line}\n" for line in text.rstrip().splitlines())
+    err = err.replace(" Its output is above.\n", f"\n{shown}")  # it was printed already
     advice = err.partition(f" exited with code 1.\n{shown}")[2]
     return re.split(r"(?m)^(?:shop is|Nothing) ", advice)[0].strip()
 
@@ -431,11 +432,11 @@ def test_a_release_that_may_exist_is_not_denied(world: World, text: str) -> None
     assert " A release may have been built.\nTo look: `convox releases --app shop`.\n" in err
 
 
-def test_of_a_long_error_the_last_lines_are_shown(world: World) -> None:
+def test_of_a_long_error_the_last_lines_are_recorded(world: World) -> None:
     lines = [f"line {number}" for number in range(30)]
-    shown = "".join(f"  {line}\n" for line in [*lines[-19:], "ERROR: rollback"])
+    shown = "".join(f"  > {line}\n" for line in [*lines[-19:], "ERROR: rollback"])
     err = error_of(world, PROMOTE, "\n".join([*lines, "ERROR: rollback"]))
-    assert f"`convox releases promote` exited with code 1.\n{shown}" in err
+    assert "`convox releases promote` exited with code 1. Its output is above.\n" in err
     recorded = json.loads((world.app / "result.json").read_text())["error"]
     assert f"`convox releases promote` exited with code 1.\n{shown.rstrip()}" in recorded
 

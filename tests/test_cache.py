@@ -57,7 +57,8 @@ def test_the_running_image_is_the_cache(world: World, how: str) -> None:
 def test_without_the_option_no_cache_is_used(world: World) -> None:
     assert world.deploy().status == 0
     assert "CACHE" not in build_of(world) and "--cache-from" not in build_of(world)
-    assert world.commands(READ_RELEASE, "docker build --help") == []
+    assert world.commands(READ_RELEASE) == [READ_RELEASE]  # for its description
+    assert world.commands("docker build --help") == []
 
 
 def test_a_dry_run_shows_the_cache(world: World) -> None:
@@ -70,7 +71,7 @@ def test_each_build_gets_the_cache_of_its_own_service(world: World) -> None:
     world.rules[READ_RELEASE] = release_with(web=f"{ECR}/web:1", api=f"{ECR}/api:2")
     ran = world.deploy(OPTION)
     assert ran.status == 0, ran.text
-    assert len(world.commands(READ_RELEASE)) == 1
+    assert len(world.commands(READ_RELEASE)) == 2  # one is for its description
     targets = {line.split()[-2]: line for line in world.commands("docker build --tag")}
     web, api, new = (targets[name] for name in ("web", "api", "new"))
     assert f"--cache-from {ECR}/web:1 --target web" in web

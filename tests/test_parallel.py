@@ -102,13 +102,41 @@ def test_the_first_failure_ends_the_others_and_its_service_is_named(world: World
     build_rules(world, others={"hang": True, "child": True}, api=failure)
     ran = world.deploy("--result", "result.json")
     assert ran.status == 1
-    assert "build failed:\n`docker build` for api exited with code 1.\n  the cause\n" in ran.err
-    assert "api | the cause\n" in ran.out
+    assert "build failed:\n`docker build` for api exited with code 1. Its output is" in ran.err
+    assert ran.out.count("api | the cause\n") == 1
     assert "for web" not in ran.err and "for job" not in ran.err
     assert not is_alive(world.await_hanging())
     result = result_of(world)
     assert (result["failed_step"], result["failed_service"]) == ("build", "api")
     assert world.commands("docker push", "convox build --app") == []
+
+
+def test_what_buildkit_says_of_itself_is_left_out(world: World) -> None:
+    noise = [
+        "#1 [internal] load build definition from Dockerfile",
+        "#1 transferring dockerfile: 235B done",
+        "#4 resolve docker.io/library/base:latest 0.0s done",
+        "#1 DONE 0.0s",
+        "",
+    ]
+    log = ["#5 [2/2] RUN make", "#5 0.1 [internal] of the app", "#5 DONE 2.3s", "#6 ERROR: no"]
+    build_rules(world, others={"usual": True, "out": "\n".join([*noise, *log]) + "\n"})
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    for name in NAMES:
+        lines = [line for line in ran.out.splitlines() if line.startswith(f"{name} | #")]
+        assert lines == [f"{name} | {line}" for line in log]
+
+
+def test_once_a_build_has_failed_the_others_are_silent(world: World) -> None:
+    """Their last words would stand between the cause and the end."""
+    failure: Rule = {"once_one_hangs": True, "status": 1, "err": "the cause\n"}
+    build_rules(world, others={"hang": True, "ignore_term": "canceled"}, api=failure)
+    world.constants["GRACE_SECONDS"] = 0.3
+    ran = world.deploy()
+    assert ran.status == 1
+    world.await_term()
+    assert "api | the cause\n" in ran.out and "canceled" not in ran.text
 
 
 def test_the_service_of_a_failed_push_is_in_the_result(world: World) -> None:
@@ -123,7 +151,7 @@ def test_of_services_that_share_an_image_the_one_whose_push_failed_is_named(worl
     world.write("docker-compose.yml", f"services: {{{', '.join(services)}}}\n")
     world.rules[f"docker push {ECR}/worker"] = {"status": 1, "err": "denied"}
     ran = world.deploy("--result", "result.json")
-    assert "`docker push` for worker exited with code 1.\n" in ran.err
+    assert "`docker push` for worker exited with code 1. Its output is above.\n" in ran.err
     assert result_of(world)["failed_service"] == "worker"
 
 

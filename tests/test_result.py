@@ -244,7 +244,7 @@ def test_a_locale_that_cannot_print_hides_nothing_of_the_end(world: World, local
     env = {"LANG": locale, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ran = world.deploy("--result", "result.json", env=env, encoding="utf-8")
     assert ran.status == 1 and "push failed:\n" in ran.err
-    assert "denied: \u65e5\u672c \U0001f6a2\n" in ran.err
+    assert "denied: \u65e5\u672c \U0001f6a2\n" in ran.out
     assert "denied: \u65e5\u672c \U0001f6a2" in result_of(world)["error"]
     assert len(world.commands("docker image rm")) == 1
 

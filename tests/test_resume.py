@@ -58,7 +58,7 @@ def test_the_same_command_works_where_the_variable_is_still_set(world: World, na
     variables = {name: "1" if name == "DEPLOY_NO_PROMOTE" else str(world.app / "first.json")}
     ran = world.deploy("--no-promote", env=variables)
     assert ran.status == 0, ran.text
-    assert ran.out.splitlines()[-2:] == [
+    assert ran.before_total.splitlines()[-2:] == [
         "Built release RNEWRELEASX, and did not promote it.",
         "To resume from here, run the same command with --release RNEWRELEASX"
         " (or DEPLOY_RELEASE=RNEWRELEASX).",

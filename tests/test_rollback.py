@@ -251,6 +251,55 @@ def test_a_release_that_someone_else_promoted_meanwhile_is_not_rolled_back_to(
     assert world.commands(ROLL_BACK) == []
 
 
+# --- descriptions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("description", "shown"),
+    [
+        ("8f2e1a0 Add search", "ROLDRELEASE (8f2e1a0 Add search)"),
+        ("8f2e1a0 Add search https://ci.example.com/run/7", "ROLDRELEASE (8f2e1a0 Add search)"),
+        ("https://ci.example.com/run/7", "ROLDRELEASE"),
+        ("Add search\n\nIn all languages", "ROLDRELEASE (Add search)"),
+        ("a\x1b[2J\x07b", "ROLDRELEASE (a [2J b)"),
+        ("word " * 20, f"ROLDRELEASE ({'word ' * 8}word...)"),
+        ("the/rack's secret", "ROLDRELEASE (***)"),
+        ("", "ROLDRELEASE"),
+    ],
+)
+def test_a_release_is_named_with_its_description(
+    world: World, description: str, shown: str
+) -> None:
+    world.describe("ROLDRELEASE", description)
+    commit = world.add_git("Sell more")
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert f"\nRunning now: {shown}\n" in ran.out
+    assert f"\nshop is now running RNEWRELEASE ({commit} Sell more).\n" in ran.out
+    assert f"\nTo roll back to {shown}, run the same command with --rollback ROLD" in ran.out
+
+
+def test_a_failure_says_what_is_live_by_its_description(world: World) -> None:
+    world.describe("ROLDRELEASE", "Add search")
+    world.rules["docker build"] = {"status": 1}
+    assert " shop was last seen running ROLDRELEASE (Add search).\n" in world.deploy().err
+
+
+def test_a_rollback_says_what_the_copy_is_of(world: World) -> None:
+    world.describe(R, "Add search")
+    ran = world.deploy("--rollback", R)
+    assert f"\nRolling back shop (APP_NAME) {R} (Add search) on rack.example.com" in ran.out
+    assert f"\nshop is now running RCOPYRELEAS, a copy of {R} (Add search).\n" in ran.out
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_login_that_may_not_read_releases_gets_their_ids(world: World, refusal: str) -> None:
+    world.rules[f"{ASK}/releases/R"] = {"status": 1, "err": f"{refusal}\n"}
+    ran = world.deploy()
+    assert ran.status == 0, ran.text
+    assert "\nRunning now: ROLDRELEASE\n" in ran.out and refusal not in ran.text
+
+
 # --- rollbacks that fail --------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ TRAP = 'import os\nos.write(2, b"the app\'s own module was imported\\n")\nos._ex
 
 
 def test_the_help_shows_each_option_with_its_variable_and_default(world: World) -> None:
-    text = " ".join(world.deploy("--help").out.split())
+    text = " ".join(world.deploy("--help").out.split()).replace("docker- compose", "docker-compose")
     for parameter in convox_deploy.main.params:
         if isinstance(parameter, click.Option) and parameter.name != "version":
             [option] = [name for name in parameter.opts if name.startswith("--")]
