@@ -1070,7 +1070,7 @@ READ_BY_DOCKER = re.compile(
 )
 MACHINE = os.uname().machine
 BUILDKIT_ARG = "(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|BUILDKIT_.*"  # which it sets itself
-BUILDKIT_NOISE = r"\s*$|#\d+ (\[internal\]|transferring|resolve|DONE 0\.0s)"
+BUILDKIT_NOISE = r"\s*$|#\d+ (sha256:|\[internal\]|transferring|resolve|DONE 0\.0s)"
 IMMUTABLE = "is immutable"
 NO_REPOSITORY = r"repository .* does not exist|name unknown|name not known"
 # The first pattern that is found in a failed command or its output decides.

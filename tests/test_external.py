@@ -446,7 +446,7 @@ def test_a_signal_in_the_release_step(rack: Rack, new: Any) -> None:
     with start(rack, app) as process:
         for line in process.stdout:
             output += line
-            if line.startswith("Building: "):  # by the convox CLI
+            if line.startswith("Running: docker push"):  # by the convox CLI
                 process.send_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Stopped by SIGTERM" in output and "convox build" in output

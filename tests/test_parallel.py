@@ -115,6 +115,7 @@ def test_what_buildkit_says_of_itself_is_left_out(world: World) -> None:
     noise = [
         "#1 [internal] load build definition from Dockerfile",
         "#1 transferring dockerfile: 235B done",
+        "#1 sha256:66f87c57da54ddbc86d9d952c5d0dfb295b141807a89767c779147a995b2ea8f",
         "#4 resolve docker.io/library/base:latest 0.0s done",
         "#1 DONE 0.0s",
         "",
