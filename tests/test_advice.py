@@ -334,14 +334,18 @@ def error_of(world: World, command: str, text: str, *args: str) -> str:
     world.rules = {CREATE: EXISTS, command: {"status": 1, "err": f"{text}\n"}}
     ran = world.deploy("--result", "result.json", *args)
     assert f"`{command.partition(' --')[0]}" in ran.err and "Traceback" not in ran.text
+    if "Its output is above." in ran.err:  # the end does not quote it, the result does
+        above = [f"  > {line}" for line in text.splitlines()[-20:]]
+        recorded = json.loads((world.app / "result.json").read_text())["error"]
+        assert "\n".join(above) in recorded and ran.text.count(f"{text}\n") == 1
     return ran.err
 
 
 def advice_of(err: str, text: str) -> str:
     """Return what an error says after the text of the command, and before the state of the app."""
     shown = "".join(f"  {line}\n" for line in text.rstrip().splitlines())
-    err = err.replace(" Its output is above.\n", f"\n{shown}")  # it was printed already
-    advice = err.partition(f" exited with code 1.\n{shown}")[2]
+    _, _, advice = err.partition(f" exited with code 1.\n{shown}")
+    advice = advice or err.partition(" exited with code 1. Its output is above.\n")[2]
     return re.split(r"(?m)^(?:shop is|Nothing) ", advice)[0].strip()
 
 
