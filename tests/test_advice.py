@@ -454,3 +454,18 @@ def test_what_a_silent_command_prints_to_stdout_is_shown_if_it_fails(world: Worl
 def test_a_release_that_lacks_variables_is_not_still_being_built(world: World) -> None:
     err = error_of(world, RELEASE, "ERROR: required env: SECRET_KEY")
     assert "Nothing was released or promoted." in err
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [(RELEASE, []), ("convox releases rollback --app", ["--rollback", "ROLDERRELEA"])],
+)
+def test_a_cause_on_stdout_where_only_an_id_is_expected_is_shown(
+    world: World, command: str, args: list[str]
+) -> None:
+    """A wrapper of the CLI, or docker's stub in WSL, prints there. Only stderr is printed as it comes."""
+    world.constants = {"POLL_SECONDS": 0.01}
+    world.rules = {command: {"status": 1, "out": "cannot start convox\n"}}
+    ran = world.deploy("--result", "result.json", *args)
+    assert ran.status == 1 and ran.text.count("cannot start convox\n") == 1
+    assert "cannot start convox" in (world.app / "result.json").read_text()
