@@ -334,14 +334,18 @@ def error_of(world: World, command: str, text: str, *args: str) -> str:
     world.rules = {CREATE: EXISTS, command: {"status": 1, "err": f"{text}\n"}}
     ran = world.deploy("--result", "result.json", *args)
     assert f"`{command.partition(' --')[0]}" in ran.err and "Traceback" not in ran.text
+    if "Its output is above." in ran.err:  # the end does not quote it, the result does
+        above = [f"  > {line}" for line in text.splitlines()[-20:]]
+        recorded = json.loads((world.app / "result.json").read_text())["error"]
+        assert "\n".join(above) in recorded and ran.text.count(f"{text}\n") == 1
     return ran.err
 
 
 def advice_of(err: str, text: str) -> str:
     """Return what an error says after the text of the command, and before the state of the app."""
     shown = "".join(f"  {line}\n" for line in text.rstrip().splitlines())
-    err = err.replace(" Its output is above.\n", f"\n{shown}")  # it was printed already
-    advice = err.partition(f" exited with code 1.\n{shown}")[2]
+    _, _, advice = err.partition(f" exited with code 1.\n{shown}")
+    advice = advice or err.partition(" exited with code 1. Its output is above.\n")[2]
     return re.split(r"(?m)^(?:shop is|Nothing) ", advice)[0].strip()
 
 
@@ -450,3 +454,18 @@ def test_what_a_silent_command_prints_to_stdout_is_shown_if_it_fails(world: Worl
 def test_a_release_that_lacks_variables_is_not_still_being_built(world: World) -> None:
     err = error_of(world, RELEASE, "ERROR: required env: SECRET_KEY")
     assert "Nothing was released or promoted." in err
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [(RELEASE, []), ("convox releases rollback --app", ["--rollback", "ROLDERRELEA"])],
+)
+def test_a_cause_on_stdout_where_only_an_id_is_expected_is_shown(
+    world: World, command: str, args: list[str]
+) -> None:
+    """A wrapper of the CLI, or docker's stub in WSL, prints there. Only stderr is printed as it comes."""
+    world.constants = {"POLL_SECONDS": 0.01}
+    world.rules = {command: {"status": 1, "out": "cannot start convox\n"}}
+    ran = world.deploy("--result", "result.json", *args)
+    assert ran.status == 1 and ran.text.count("cannot start convox\n") == 1
+    assert "cannot start convox" in (world.app / "result.json").read_text()

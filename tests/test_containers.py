@@ -88,7 +88,9 @@ def test_a_crash_loop_is_told_while_it_happens_and_its_log_at_the_end(world: Wor
         "shop is running ROLDRELEASE.\nTo try again, run the same command with"
         " --release RNEWRELEASE (or DEPLOY_RELEASE=RNEWRELEASE).\n"
     )
-    assert result_of(world)["error"].startswith(f"{WHY}\n{STATE}{log}\n")
+    assert ran.out.count("\nERROR: rollback\n") == 1
+    ended = "`convox releases promote` exited with code 1.\n  > ERROR: rollback"
+    assert result_of(world)["error"] == f"{WHY}\n{STATE}{log}\n{ended}"
 
 
 def test_the_question_names_the_app_and_asks_for_no_more_than_it_needs(world: World) -> None:
@@ -198,9 +200,10 @@ def test_containers_are_looked_at_while_the_rack_goes_on_after_the_cli(world: Wo
     world.rules[PROMOTE] = {"status": 1, "err": "ERROR: timeout\n"}
     old, new = app("ROLDRELEASE", "running"), app("RNEWRELEASE", "updating")
     world.rules[ASK] = {"sequence": [old, old, {"usual": True}, new, new, old]}
-    ran = world.deploy(env={"CONVOX_STANDIN_CLI": "v3"})
+    ran = world.deploy("--result", "result.json", env={"CONVOX_STANDIN_CLI": "v3"})
     assert ran.status == 1 and f"\n{WHY}\n{STATE}\n  | " in ran.err
     assert ran.text.count("ERROR: timeout\n") == 1
+    assert result_of(world)["error"].endswith("\n  > ERROR: timeout")
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGALRM, 124)])

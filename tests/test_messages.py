@@ -307,10 +307,9 @@ MISTAKES: dict[str, Arrange] = {
         convox_yml("services:\n  web:\n    build: .\n"),
     ),
     "a login that is only allowed to read": rule(
-        "convox build --app",
+        "convox build --app",  # with --id, all but the ID is on stderr
         status=1,
-        out="Starting build... ",
-        err="ERROR: you are unauthorized to access this\n",
+        err="Starting build... ERROR: you are unauthorized to access this\n",
     ),
     # releases
     "a release that does not exist": both(
@@ -682,8 +681,14 @@ VARIANTS: list[tuple[Any, ...]] = [
 def message_of(world: World, arrange: Arrange) -> str:
     world.constants = {"PUSH_PAUSE": 0, "POLL_SECONDS": 0.01, "PATIENCE_SECONDS": 0}
     args, env = arrange(world) or ((), {})
+    result = world.home / "result.json"
+    world.env["DEPLOY_RESULT"] = str(result)
     ran = world.deploy(*args, env=env)
     assert ran.status != 0
+    error = json.loads(result.read_text())["error"] if result.exists() else ""
+    above = re.findall("(?m)^  > (.*)$", error)  # what the message does not quote again
+    assert bool(above) == ("Its output is above." in ran.err)
+    assert [ran.text.splitlines().count(line) for line in above] == [1] * len(above)
     assert "Traceback" not in ran.text
     assert world.nothing_is_left()
     if ran.status == 2:

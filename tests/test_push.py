@@ -29,6 +29,10 @@ def two_services(world: World) -> World:
     return world
 
 
+def recorded_error(world: World) -> str:
+    return str(json.loads((world.app / "result.json").read_text())["error"])
+
+
 @pytest.fixture(autouse=True)
 def impatient(world: World) -> None:
     world.constants = {"PUSH_PAUSE": 0}
@@ -105,8 +109,9 @@ def test_a_push_is_repeated_if_another_deploy_has_just_created_the_repository(
 
 def test_a_repository_that_exists_does_not_change_the_error_of_the_push(world: World) -> None:
     world.rules = {"docker push": {"status": 1, "err": "unexpected EOF"}, CREATE: EXISTS}
-    ran = world.deploy()
-    assert ran.status == 1
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 1 and ran.out.count("\nunexpected EOF\n") == 2  # once for each push
+    assert recorded_error(world).endswith(" exited with code 1.\n  > unexpected EOF")
     assert len(world.commands("docker push")) == 2 == len(world.commands(CREATE))
     assert "exited with code 1. Its output is above.\nNothing was" in ran.err
 
@@ -116,8 +121,8 @@ def test_a_user_who_cannot_create_repositories_gets_an_error_without_a_repetitio
     world: World, reason: str
 ) -> None:
     world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: DENIED}
-    ran = world.deploy()
-    assert ran.status == 1
+    ran = world.deploy("--result", "result.json")
+    assert ran.status == 1 and f"\n  > {reason}\n" in recorded_error(world)
     assert len(world.commands("docker push")) == 1
     assert "The repository may not exist, and was not created." in ran.err
     assert "AccessDeniedException" in ran.err and ran.text.count(reason) == 1
@@ -135,9 +140,9 @@ def test_other_failures_are_repeated_for_a_user_who_cannot_create_repositories(
 def test_the_push_error_mentions_that_aws_is_missing(world: World) -> None:
     (world.bin / "aws").unlink()
     world.rules["docker push"] = {"status": 1, "err": MISSING[0]}
-    ran = world.deploy(env={"SKIP_ECR_AUTH": "1"})
+    ran = world.deploy("--result", "result.json", env={"SKIP_ECR_AUTH": "1"})
     assert ran.status == 1
-    assert ran.text.count("name unknown") == 1
+    assert ran.text.count("name unknown") == 1 and "\n  > name unknown" in recorded_error(world)
     assert "The repository may not exist, and was not created. " in ran.err
 
 
@@ -217,8 +222,10 @@ def test_a_push_is_repeated_after_a_pause(world: World) -> None:
 @pytest.mark.parametrize("reason", PERMANENT)
 def test_a_failure_with_a_known_permanent_cause_is_not_repeated(world: World, reason: str) -> None:
     world.rules = {"docker push": {"status": 1, "err": reason}, CREATE: EXISTS}
-    ran = world.deploy("--tag", "v1")  # one that does not name the content
-    assert ran.status == 1 and ran.text.count(reason.splitlines()[-1]) == 1
+    options = ["--tag", "v1", "--result", "result.json"]  # a tag that does not name the content
+    ran = world.deploy(*options)
+    assert ran.status == 1 and ran.text.count(reason) == 1
+    assert f"\n  > {reason}" in recorded_error(world)
     assert len(world.commands("docker push")) == 1 and "Trying once more" not in ran.out
 
 
@@ -338,8 +345,8 @@ def test_a_failed_push_ends_the_others_and_is_the_one_reported(two_services: Wor
         f"docker push {ECR}/shop": {"once_one_hangs": True, "status": 1, "err": "denied: no"},
         CREATE: EXISTS,
     }
-    ran = two_services.deploy()
-    assert ran.status == 1
+    ran = two_services.deploy("--result", "result.json")
+    assert ran.status == 1 and "\n  > denied: no" in recorded_error(two_services)
     assert "`docker push` for web exited with code 1. Its output is above.\n" in ran.err
     assert ran.text.count("denied: no") == 1
     assert not is_alive(two_services.await_hanging())

@@ -240,11 +240,12 @@ def test_an_output_that_is_closed_at_the_end_of_a_success_hides_no_result(world:
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "tr_TR.ISO-8859-9"])
 def test_a_locale_that_cannot_print_hides_nothing_of_the_end(world: World, locale: str) -> None:
+    (world.home / "repositories").write_text("123456789012/shop\n")  # or it would be tried again
     world.rules["docker push"] = {"status": 1, "err": "denied: \u65e5\u672c \U0001f6a2\n"}
     env = {"LANG": locale, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ran = world.deploy("--result", "result.json", env=env, encoding="utf-8")
     assert ran.status == 1 and "push failed:\n" in ran.err
-    assert "denied: \u65e5\u672c \U0001f6a2\n" in ran.out
+    assert ran.text.count("denied: \u65e5\u672c \U0001f6a2\n") == 1  # as it came, not in the end
     assert "denied: \u65e5\u672c \U0001f6a2" in result_of(world)["error"]
     assert len(world.commands("docker image rm")) == 1
 

@@ -122,7 +122,9 @@ def test_a_rollback_is_awaited_and_said_whatever_the_words_of_the_cli(
         "`convox releases promote` exited with code 1. Its output is above.\n"
         f"shop is running ROLDRELEASE.\nTo try again, {AGAIN}.\n"
     )
+    assert ran.out.count(f"\n{text}\n") == 1
     result = result_of(world)
+    assert result["error"].endswith(f"`convox releases promote` exited with code 1.\n  > {text}")
     assert (result["verified"], result["running"]) == (False, "ROLDRELEASE")
 
 
