@@ -711,10 +711,10 @@ def print_failure(result: Result, state: str) -> None:
     error, to_stderr = result.error, not IN_GITLAB  # whose log has stdout and stderr in any order
     if IN_GITHUB:
         if LOG_INDENT in error:  # which an annotation leaves out
-            echo(error)
+            echo(without_printed(error))
         return annotate(f"error title={result.failed_step} failed", f"{error}\n{state}")
     if not IN_GITLAB:  # which may have folded it
-        error = re.sub(f"({PRINTED_INDENT}.*)+", " Its output is above.", error)
+        error = without_printed(error)
     live, _, what_to_do = state.partition("\n")
     echo(f"\n{result.failed_step} failed:", err=to_stderr, fg="red", bold=True)
     echo(error, err=to_stderr)
@@ -1889,6 +1889,10 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
+def without_printed(text: str) -> str:
+    return re.sub(f"({PRINTED_INDENT}.*)+", " Its output is above.", text)
+
+
 def without_logs(text: str) -> str:
     """Return text without the lines of an app's containers."""
     return re.sub(re.escape(LOG_INDENT) + ".*", "", text)
@@ -2075,7 +2079,8 @@ class Shell:
             goes_past_us = self.passes_through and read is str
             nothing = "Its output, if any, is above." if goes_past_us else "It printed nothing."
             failure = CommandFailed(errors or nothing, name, process.exit_code, about)
-            failure.is_printed = is_printed and bool(errors)
+            has_kept_stdout = options.get("_iter") == "err" and bool(output.strip())
+            failure.is_printed = is_printed and bool(errors) and not has_kept_stdout
             raise failure
         return output
 
