@@ -44,7 +44,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from signal import SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
-from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
@@ -1570,9 +1569,9 @@ class Convox:
                 self.read_release(release)
         first_line = clean(self.descriptions.get(release, "").strip().partition("\n")[0])
         about = re.sub(r"\s*https?://\S+$", "", first_line)  # without the URL of the CI run
-        if about:
-            return f"{release} ({shorten(about, 50, placeholder='...')})"
-        return release or "nothing"
+        if len(about) > 50:
+            about = f"{about[:47].rstrip()}..."
+        return f"{release} ({about})" if about else release or "nothing"
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -2003,7 +2002,7 @@ class Shell:
             return
         self.show(*command)
         if sys.stdout.isatty():
-            options.update(_out=1, _err=2)
+            options.update(_out=1, _err=2, nothing="Its output, if any, is above.")
         else:
             read_end, pipe = os.pipe()
             options.update(_out=pipe, _err=pipe, read=lambda each: self.copy(each, read_end, pipe))
@@ -2048,7 +2047,12 @@ class Shell:
         return self.capture(*command, **options)
 
     def capture(
-        self, *command: str, about: str = "", is_printed: bool = False, **options: Any
+        self,
+        *command: str,
+        about: str = "",
+        is_printed: bool = False,
+        nothing: str = "It printed nothing.",
+        **options: Any,
     ) -> str:
         """Run a command silently, even in a dry run, and return its stdout, which no error shows.
 
@@ -2058,14 +2062,7 @@ class Shell:
         self.raise_if_stopped()
         name = f"`{command[0].partition(' -')[0]}`{about and ' for '}{about}"
         self.passes_through, read = "_out" in options, options.pop("read", str)
-        self.starting.append(name)
-        try:
-            process = start(command[0].split() + list(command[1:]), options)
-            self.running[process.pgid] = name
-        finally:
-            self.starting.remove(name)
-        if self.stopped:  # in the meantime
-            kill_group(process.pgid, SIGTERM)
+        process = self.launch(name, command[0].split() + list(command[1:]), options)
         try:
             output: str = read(process)
         finally:
@@ -2076,13 +2073,23 @@ class Shell:
             if read is not str or "_err_to_out" in options:
                 errors = output + errors
             errors = redact(errors.strip())
-            goes_past_us = self.passes_through and read is str
-            nothing = "Its output, if any, is above." if goes_past_us else "It printed nothing."
             failure = CommandFailed(errors or nothing, name, process.exit_code, about)
             has_kept_stdout = options.get("_iter") == "err" and bool(output.strip())
             failure.is_printed = is_printed and bool(errors) and not has_kept_stdout
             raise failure
         return output
+
+    def launch(self, name: str, argv: list[str], options: dict[str, Any]) -> Any:
+        """Start a command. If the deploy is stopped meanwhile, stop it, too."""
+        self.starting.append(name)
+        try:
+            process = start(argv, options)
+            self.running[process.pgid] = name
+        finally:
+            self.starting.remove(name)
+        if self.stopped:
+            kill_group(process.pgid, SIGTERM)
+        return process
 
     def print_lines(self, command: Any, label: str, hide: str) -> str:
         # This ends the iteration even if a daemon keeps the output open.

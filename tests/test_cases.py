@@ -628,7 +628,7 @@ def test_a_value_that_before_build_sets_is_the_builds(world: World) -> None:
 
 
 def test_required_variables_may_be_in_a_list_of_an_alias(world: World) -> None:
-    """Convox flattens it, and ignores what is no string."""
+    """Convox flattens it, and ignores what is not a string."""
     write(
         world, "{web: {build: ., environment: [*shared, C, {X: y}]}}", "x-env: &shared [A, B=1]\n"
     )
