@@ -52,6 +52,36 @@ def test_the_same_command_with_the_release_goes_on_from_there(world: World, how:
     assert hook.env["RELEASE_ID"] == "RNEWRELEASE" and hook.cwd == str(world.app)
 
 
+def test_the_end_names_the_release_and_the_way_back_by_their_descriptions(world: World) -> None:
+    """Without the URLs of the CI's runs, which only the rack gets."""
+    world.describe("ROLDRELEASE", "8f2e1a0 Add search https://ci.example.com/runs/12")
+    commit = world.add_git("Sell more\n\nMuch more.")
+    ran = world.deploy(env={"CI_JOB_URL": "https://ci.example.com/runs/13"})
+    assert ran.status == 0, ran.text
+    build = world.call("convox build --app").argv
+    about = build[build.index("--description") + 1]
+    assert about == f"{commit} Sell more https://ci.example.com/runs/13"
+    assert ran.before_total.endswith(
+        f"\n\nshop is now running RNEWRELEASE ({commit} Sell more).\n"
+        "Verified: rack.example.com reports RNEWRELEASE running.\n"
+        "To roll back to ROLDRELEASE (8f2e1a0 Add search), run the same command with"
+        " --rollback ROLDRELEASE (or DEPLOY_ROLLBACK=ROLDRELEASE).\n"
+    )
+
+
+def test_a_description_of_the_user_is_shown_at_the_end(world: World) -> None:
+    ran = world.deploy("--description", "Winter sale")
+    assert ran.status == 0 and "\nshop is now running RNEWRELEASE (Winter sale).\n" in ran.out
+    assert world.commands("convox api get /apps/shop/releases/RNEWRELEASE") == []  # it is known
+
+
+def test_a_release_that_is_resumed_is_named_by_its_description(world: World) -> None:
+    world.describe("RABCDEFGHIJ", "5c55d44 Sell more")
+    ran = world.deploy("--release", "RABCDEFGHIJ")
+    assert ran.status == 0
+    assert "\nshop is now running RABCDEFGHIJ (5c55d44 Sell more).\n" in ran.out
+
+
 @pytest.mark.parametrize("name", ["DEPLOY_NO_PROMOTE", "DEPLOY_FROM"])
 def test_the_same_command_works_where_the_variable_is_still_set(world: World, name: str) -> None:
     assert world.deploy("--result", "first.json").status == 0
