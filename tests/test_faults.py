@@ -286,7 +286,8 @@ def test_a_promote_that_does_not_settle_is_no_success(
 def test_a_fault_in_what_only_explains_a_promote_changes_nothing(world: World, way: str) -> None:
     world.constants = {**IMPATIENT}
     world.rules["convox deploy-debug"] = {**WAYS[way]}
-    world.rules["convox releases promote --app"] = {"once": "convox deploy-debug", "usual": True}
+    ends: Rule = {"hang": True} if way == TERM else {"usual": True}  # TERM stops the deploy
+    world.rules["convox releases promote --app"] = {"once": "convox deploy-debug", **ends}
     ran = world.deploy("-m", "docker-compose.yml", env={"CONVOX_STANDIN_CLI": "v3"})
     if way == TERM:  # as if everything was
         assert ran.status == TERMINATED, ran.text
