@@ -824,15 +824,99 @@ def test_an_external_build_makes_two_releases(v3: Rack) -> None:
     assert f"push registry.sandbox/shop:web.{newest['build']}" in calls
 
 
-def test_a_build_is_moved_to_another_app(v3: Rack) -> None:
+@pytest.fixture
+def exported(v3: Rack) -> Path:
+    """The first build of shop in a file, and an app to import it to."""
     v3.ask("apps", "create", "other")
-    exported = v3.ask("builds", "export", v3.app["builds"][0]["id"], "-a", "shop")
-    process = subprocess.run(
-        [sys.executable, "-S", v3.program, "builds", "import", "-a", "other", "--id"],
-        env=v3.env, input=exported, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    [release] = v3.apps["other"]["releases"]
-    assert process.stdout == release["id"] and release["manifest"] == MANIFEST
+    v3.ask("env", "set", "-a", "other", "KEY=theirs")
+    path = v3.home / "build.tgz"
+    build = v3.app["builds"][0]["id"]
+    assert (
+        v3.ask("builds", "export", build, "-a", "shop", "-f", str(path))
+        == "Exporting build... OK\n"
+    )
+    return path
+
+
+def imports(rack: Rack, path: Path, **env: str) -> tuple[int, str, str]:
+    return rack.run("builds", "import", "-a", "other", "--file", str(path), "--id", **env)
+
+
+def test_a_build_is_moved_to_another_app(v3: Rack, exported: Path) -> None:
+    v3.edit(lambda app: [release.update(git_sha="abc") for release in app["releases"]])
+    status, out, err = imports(v3, exported)
+    release = v3.apps["other"]["releases"][-1]
+    assert (status, out, err) == (0, release["id"], f"Importing build... OK, {out}\n")
+    assert release["manifest"] == MANIFEST and release["images"] == v3.app["releases"][0]["images"]
+    assert release["env"] == {"KEY": "theirs"} and release["git_sha"] == ""
+    [build] = v3.apps["other"]["builds"]
+    assert (build["status"], build["release"]) == ("complete", release["id"])
+
+
+def test_a_build_is_moved_through_a_pipe(v3: Rack, exported: Path) -> None:
+    words = f"export {v3.app['builds'][0]['id']} -a shop | convox builds import -a other"
+    pipe = f'convox() {{ "{sys.executable}" -S "{v3.program}" "$@"; }}; convox builds {words}'
+    process = subprocess.run(["sh", "-c", pipe], env=v3.env, capture_output=True, text=True)
+    release = v3.apps["other"]["releases"][-1]["id"]
+    assert process.stdout == f"Importing build... OK, {release}\n"
+    assert process.stderr == "Exporting build... OK\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda whole: b"", "EOF"),
+        (lambda whole: whole[:-20], "unexpected EOF"),
+        (lambda whole: b"not an archive", "gzip: invalid header"),
+        (lambda whole: whole[:10] + b"exit status 1\n", "flate: corrupt input before offset 1"),
+    ],
+)
+def test_a_damaged_archive_makes_no_release(
+    v3: Rack, exported: Path, damage: Callable[[bytes], bytes], error: str
+) -> None:
+    exported.write_bytes(damage(exported.read_bytes()))
+    before = v3.apps
+    assert imports(v3, exported) == (1, "", f"Importing build... ERROR: {error}\n")
+    assert v3.apps == before
+
+
+def test_an_export_that_loses_its_images_ends_with_ok_and_cannot_be_imported(
+    v3: Rack, exported: Path
+) -> None:
+    (v3.state / "no-registry").touch()
+    v3.ask("builds", "export", v3.app["builds"][0]["id"], "-a", "shop", "-f", str(exported))
+    (v3.state / "no-registry").unlink()
+    status, _, err = imports(v3, exported)
+    assert status == 1 and "ERROR: flate: corrupt input" in err
+
+
+def test_an_import_that_pushes_nothing_is_an_error_on_v2_alone(v3: Rack, exported: Path) -> None:
+    (v3.state / "no-registry").touch()
+    assert imports(v3, exported, CONVOX_STANDIN_CLI="v2")[0] == 1
+    assert imports(v3, exported)[0] == 0
+    assert v3.apps["other"]["releases"][-1]["images"] == {"web": "registry.invalid/nothing"}
+
+
+def test_a_build_without_a_release_is_not_exported(rack: Rack) -> None:
+    rack.edit(lambda app: app["builds"][0].update(release=""))
+    path = rack.home / "build.tgz"
+    build = rack.app["builds"][0]["id"]
+    error = rack.refused("builds", "export", build, "-a", "shop", "--file", str(path))
+    assert error.endswith(" not be empty\n") and path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["export"], "1 arg required"),
+        (["export", "BNOSUCHBUIL"], 'builds.convox.com "bnosuchbuil" not found'),
+        (["export", "BNOSUCHBUIL", "--file", "no/file"], "open no/file: no such file or directory"),
+        (["import", "build.tgz"], "0 args required"),
+        (["import", "--file", "no-file"], "open no-file: no such file or directory"),
+    ],
+)
+def test_exports_and_imports_that_are_refused(v3: Rack, words: list[str], error: str) -> None:
+    assert v3.refused("builds", *words, "-a", "shop").endswith(f"ERROR: {error}\n")
 
 
 # --- which rack, which app ------------------------------------------------------------
