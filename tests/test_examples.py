@@ -161,6 +161,26 @@ def test_the_workflow_has_the_expected_shape() -> None:
     assert used["actions/checkout"] == {"fetch-depth": 0, "persist-credentials": False}
 
 
+def test_the_staging_job_of_the_workflow_can_be_uncommented(tmp_path: Path) -> None:
+    text = (EXAMPLES / "github-actions.yml").read_text()
+    active, comment = text.split("  # To try the build in staging first")
+    production, staging = comment.split("  # staging:\n")
+    steps = "\n".join(line for line in production.splitlines() if line.startswith("  #     "))
+    active = active[: active.index("      # With exec, canceling")]
+    active = active.replace("  deploy:\n", "  deploy:\n    needs: staging\n")
+    path = tmp_path / "deploy.yml"
+    path.write_text(re.sub("(?m)^  # ", "  ", f"{active}{steps}\n  # staging:\n{staging}"))
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    assert [*jobs] == ["deploy", "staging"]
+    for job in jobs.values():
+        [deploy] = [step for step in job["steps"] if "convox_deploy.py" in step.get("run", "")]
+        assert {*deploy["env"]} == {"CONVOX_HOST", "CONVOX_PASSWORD"}
+        assert "RACK_URL" in deploy["run"] and "${{" not in deploy["run"]
+    if ACTIONLINT:
+        done = subprocess.run([ACTIONLINT, path], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_only_the_deploy_step_gets_secrets_and_none_is_in_a_command() -> None:
     for step in STEPS:
         assert "${{" not in step.get("run", "")
