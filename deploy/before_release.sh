@@ -1,12 +1,12 @@
 #!/bin/sh
-# Migrates the database with the new release's code before it goes live. Replace the command. During the promote, old
-# and new code run side by side, so migrations must work with both.
+# Migrates the database with the new release's code before it goes live. During the promote, old and new code run
+# side by side, so migrations must work with both.
 #
 # `convox run` before August 2026 may exit 0 although it lost the connection. So the migration counts only if the line
 # that the container prints after it has arrived. The command is one argument, because convox takes flags such as -c
 # anywhere for its own, and joins several arguments without quotes.
 set -e
-migrate="bundle exec rake db:migrate"
+migrate="bundle exec rake db:migrate" # change this line, and web below
 migrated="MIGRATED-$RELEASE_ID"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
