@@ -890,6 +890,28 @@ def test_an_export_that_loses_its_images_ends_with_ok_and_cannot_be_imported(
     assert status == 1 and "ERROR: flate: corrupt input" in err
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_documented_lines_deploy_nothing_without_a_whole_archive(
+    v3: Rack, exported: Path, shell: str
+) -> None:
+    """With docs/staging-and-production.md, in a shell without pipefail."""
+    text = (ROOT / "docs" / "staging-and-production.md").read_text()
+    _, production = re.findall("```bash\n(.*?)```", text, re.DOTALL)
+    lines = production.replace("./convox_deploy.py", "echo deploys").replace("your-app", "other")
+    program = f'convox() {{ "{sys.executable}" -S "{v3.program}" "$@"; }}\n'
+
+    def run() -> tuple[int, str]:
+        command = [shell, "-ec", program + lines]
+        done = subprocess.run(command, cwd=v3.home, env=v3.env, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    status, out = run()
+    release = v3.apps["other"]["releases"][-1]["id"]
+    assert (status, out) == (0, f"deploys --app other --release {release}\n")
+    exported.write_bytes(exported.read_bytes()[:-20])
+    assert run() == (1, "")
+
+
 def test_an_import_that_pushes_nothing_is_an_error_on_v2_alone(v3: Rack, exported: Path) -> None:
     (v3.state / "no-registry").touch()
     assert imports(v3, exported, CONVOX_STANDIN_CLI="v2")[0] == 1
