@@ -69,7 +69,6 @@ __version__ = "0.3.0.dev0"
 
 TOOL = "convox-deploy"
 HOOKS = "before_build after_build before_release".split()
-STEPS = "preflight before_build build after_build push release before_release promote".split()
 FAILED_FOR_GOOD = "the rack promotes nothing until a person repairs its CloudFormation stack."
 FAILED, NOT_STARTED, TIMED_OUT = 1, 2, 124  # exit codes; 128 + n after signal n
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL; GitHub kills a canceled job after 10
@@ -80,7 +79,8 @@ LAST_WORDS_SECONDS = 3  # to ask what is running after a promote that was stoppe
 DEBUG_SECONDS = [15, 30]  # after which the containers of a promote are looked at, and again
 DRAIN_SECONDS = 0.2  # for what still comes through a pipe of a hook that has ended
 HEARTBEAT_SECONDS = 60  # CI systems kill jobs that print nothing for ten minutes
-LOG_LINES, LOG_INDENT = 20, "\n  | "  # of a container
+LOG_LINES = 20  # of a failed command, and of a container
+LOG_INDENT = "\n  | "  # of a container's log
 PRINTED_INDENT = "\n  > "  # of a failed command's last lines, if they have been printed already
 T = TypeVar("T")
 
@@ -549,12 +549,17 @@ class Result:
     failed_service: str = ""
     error: str = ""
 
+    @property
+    def total(self) -> str:
+        return f"{sum(self.seconds.values()):.1f} s"
+
 
 def run_deploy(settings: Settings) -> int:
     """Deploy. Turn the end into messages, a result file and an exit code."""
     shell.dry_run, shell.minutes = settings.dry_run, settings.timeout
     deploy, state = Deploy(settings), ""
     result = deploy.result
+    error: DeployError | None = None
     try:
         deploy.run()
         shell.raise_if_stopped()
@@ -570,8 +575,9 @@ def run_deploy(settings: Settings) -> int:
         if isinstance(error, Stopped):
             errors += [*deploy.problems, *deploy.convox.unhealthy.values()]
         result.error = redact("\n".join(errors))
+    shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
+    if error:
         state = state_after(deploy, error)
-    shell.allow_commands(LAST_WORDS_SECONDS)
     unwritten = problem_with(lambda: write_result(settings, result))
     problem_with(lambda: print_end(deploy, state))  # if our output is closed
     if unwritten:
@@ -632,11 +638,10 @@ def state_after(deploy: Deploy, error: DeployError) -> str:
     result = deploy.result
     if shell.dry_run or deploy.step_name == "preflight":
         return "Nothing has been changed."
-    shell.allow_commands(LAST_WORDS_SECONDS)  # also after a signal
-    running = result.running and deploy.convox.named(result.running)
-    was = f" {result.app} was last seen running {running}." if running else ""
     if result.promote_requested:
         return state_after_promote(deploy, isinstance(error, Stopped))
+    running = result.running and deploy.convox.named(result.running)
+    was = f" {result.app} was last seen running {running}." if running else ""
     if result.release:
         resume = "" if isinstance(error, Overtaken) else f"\n{how_to_resume(result.release)}"
         return f"Nothing was promoted.{was} Release {result.release} is built.{resume}"
@@ -702,7 +707,7 @@ def print_end(deploy: Deploy, state: str) -> None:
             login = "use a login that is allowed to, and " if convox.is_restricted else ""
             same = same_command("rollback", result.running_before)
             echo(f"To roll back to {convox.named(result.running_before)}, {login}{same}.")
-    echo(f"Total: {sum(result.seconds.values()):.1f} s", dim=True)
+    echo(f"Total: {result.total}", dim=True)
 
 
 def print_failure(result: Result, state: str) -> None:
@@ -1816,15 +1821,16 @@ def report_to_github(deploy: Deploy, state: str) -> None:
     result = deploy.result
     if not IN_GITHUB or shell.dry_run:
         return
-    outputs = {key: getattr(result, key) for key in ("status", "release", "running")}
-    outputs.update(running_before=result.running_before, images=json.dumps(result.images))
+    keys = ("status", "release", "running", "running_before")
+    outputs = {key: getattr(result, key) for key in keys}
+    outputs["images"] = json.dumps(result.images)
     table = {
         "App": result.app,
         "Rack": deploy.convox.label,
         "Release": result.release,
         "Commit": deploy.commit.title,
         "Running": deploy.convox.named(result.running) if result.running else "",
-        "Time": f"{sum(result.seconds.values()):.1f} s",
+        "Time": result.total,
     }
     summary = [f"### {result.app}: deploy {result.status}\n", "| | |", "|---|---|"]
     for name, value in table.items():

@@ -58,6 +58,16 @@ OLD_RELEASE = {
     "created": "2026-11-01T10:00:00.25Z",
     "id": "ROLDRELEASE",
 }
+STEPS = [
+    "preflight",
+    "before_build",
+    "build",
+    "after_build",
+    "push",
+    "release",
+    "before_release",
+    "promote",
+]
 REFUSALS = [  # of a login that may not read releases
     "ERROR: forbidden",
     "ERROR: response status: 403",
@@ -453,6 +463,12 @@ def sandbox() -> Iterator[Any]:
 def builder(sandbox: Any, request: pytest.FixtureRequest) -> dict[str, str]:
     """Return the environment of each builder in turn."""
     return dict(sandbox.buildkit_env if request.param == "BuildKit" else sandbox.legacy_env)
+
+
+def documented_copy_of_a_build() -> list[str]:
+    """Return the lines of docs/staging-and-production.md: for staging, and for production."""
+    text = (ROOT / "docs" / "staging-and-production.md").read_text()
+    return re.findall("```bash\n(.*?)```", text, re.DOTALL)
 
 
 def name_for(builder: Mapping[str, str], name: str) -> str:

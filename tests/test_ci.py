@@ -7,9 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import DIGEST, ECR, SHORT_ID, World
-
-from convox_deploy import STEPS
+from conftest import DIGEST, ECR, SHORT_ID, STEPS, World
 
 GITHUB = {"GITHUB_ACTIONS": "true"}
 GITLAB = {"GITLAB_CI": "true"}
@@ -37,7 +35,7 @@ def test_each_step_is_a_group_in_github(world: World, files: dict[str, Path]) ->
     world.add_hooks()
     ran = world.deploy(env=GITHUB)
     assert ran.status == 0, ran.text
-    groups = [f"::group::==> {step}" for number, step in enumerate(STEPS, 1)]
+    groups = [f"::group::==> {step}" for step in STEPS]
     found = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in commands(ran.out)]
     assert found == [line for group in groups for line in (group, "::endgroup::")]
 
@@ -50,10 +48,8 @@ def test_the_color_is_on_in_github_and_gitlab_unless_no_color_is_set(world: Worl
 
 def test_a_success_has_outputs_and_a_summary(world: World, files: dict[str, Path]) -> None:
     assert world.deploy(env=GITHUB).status == 0
-    world_output = re.sub(
-        r'"build_seconds": [\d.]+', '"build_seconds": 0.1', files["GITHUB_OUTPUT"].read_text()
-    )
-    assert world_output == (
+    outputs = files["GITHUB_OUTPUT"].read_text()
+    assert re.sub(r'"build_seconds": [\d.]+', '"build_seconds": 0.1', outputs) == (
         "earlier=1\nstatus=succeeded\nrelease=RNEWRELEASE\nrunning=RNEWRELEASE\n"
         f"running_before=ROLDRELEASE\nimages={json.dumps([IMAGE])}\n"
     )
@@ -135,7 +131,6 @@ def test_the_annotation_has_cause_state_and_next_step_and_is_all_that_is_printed
 
 
 def test_a_warning_is_an_annotation(world: World) -> None:
-    world.write("deploy/.keep", "")
     env = {**GITHUB, "DEPLOY_CACHE_FROM_RUNNING": "1", "STANDIN_BUILDKIT": "0"}
     world.rules["convox api get /apps/shop/releases/ROLDRELEASE"] = {
         "status": 1,

@@ -9,9 +9,9 @@ import re
 import subprocess
 
 import pytest
-from conftest import World
+from conftest import STEPS, World
 
-from convox_deploy import HOOKS, LOG_LINES, STEPS
+from convox_deploy import HOOKS, LOG_LINES
 
 
 def headers(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import COMPOSE, REAL_GIT, ROOT, TOOL, World
+from conftest import COMPOSE, REAL_GIT, ROOT, STEPS, TOOL, World
 
 import convox_deploy
 
@@ -297,10 +297,10 @@ def test_the_hooks_table_has_the_variables_that_hooks_get(world: World) -> None:
 
 def test_the_steps_are_those_of_the_lifecycle() -> None:
     steps = [row[0] for row in table_under(README, "## What happens during a deploy")]
-    assert steps == list(convox_deploy.STEPS)
+    assert steps == STEPS
     [diagram] = blocks(DOCUMENTS["docs/how-it-works.md"], "mermaid")
     path = re.sub(r"\(\[\w+\]\)", "", diagram).split("release -.")[0]
-    assert list(dict.fromkeys(re.findall(r"[a-z_]{4,}", path)))[1:] == list(convox_deploy.STEPS)
+    assert list(dict.fromkeys(re.findall(r"[a-z_]{4,}", path)))[1:] == STEPS
 
 
 def test_the_exit_codes_are_those_of_the_tool() -> None:

@@ -11,9 +11,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from conftest import COMPOSE, DIGEST, ECR, SHORT_ID, World
-
-from convox_deploy import STEPS
+from conftest import COMPOSE, DIGEST, ECR, SHORT_ID, STEPS, World
 
 OURS = '{"status": "succeeded", "tool": "convox-deploy"}'
 
