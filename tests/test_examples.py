@@ -17,7 +17,15 @@ from typing import Any
 import click
 import pytest
 import yaml
-from conftest import REAL_GIT, ROOT, STANDIN, TOOL, World, is_alive
+from conftest import (
+    REAL_GIT,
+    ROOT,
+    STANDIN,
+    TOOL,
+    World,
+    documented_copy_of_a_build,
+    is_alive,
+)
 
 import convox_deploy
 
@@ -471,13 +479,11 @@ def test_the_approved_release_is_not_promoted_without_its_commit(
 
 @pytest.mark.parametrize("name", ["Jenkinsfile.approval", "github-actions.yml"])
 def test_the_lines_that_copy_a_build_from_staging_are_the_documented_ones(name: str) -> None:
-    document = (ROOT / "docs" / "staging-and-production.md").read_text()
-    blocks = re.findall("```bash\n(.*?)```", document, re.DOTALL)
     example = "\n".join(
         re.sub(r"^\s*(//|#)?\s*(first stage:|last stage:|- run: \|)?\s*(exec )?", "", line)
         for line in (EXAMPLES / name).read_text().splitlines()
     )
-    for line in "".join(blocks).splitlines():
+    for line in "".join(documented_copy_of_a_build()).splitlines():
         where = line.strip()
         if name == "Jenkinsfile.approval":  # which sets DEPLOY_RESULT
             where = where.replace(" --result deploy.json", "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TOOL, add_context, name_for
+from conftest import ROOT, TOOL, add_context, documented_copy_of_a_build, name_for
 from test_sandbox import ALL_OUTPUT, is_running, require_ecr
 
 from sandbox import wait_for  # isort: skip
@@ -365,8 +365,7 @@ def test_an_unmodified_convox_yml_with_hooks(rack: Rack, new: Any) -> None:
 @with_buildkit
 def test_the_build_that_runs_in_staging_is_released_in_production(rack: Rack, new: Any) -> None:
     """With the lines of docs/staging-and-production.md."""
-    text = (ROOT / "docs" / "staging-and-production.md").read_text()
-    staging, production = re.findall("```bash\n(.*?)```", text, re.DOTALL)
+    staging, production = documented_copy_of_a_build()
     app = three_services(new, "your-app-staging")
     shutil.copy(TOOL, app)
     rack.check("convox", "apps", "create", "your-app")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, World
+from conftest import ROOT, World, documented_copy_of_a_build
 
 BY_URL = "https://convox:{}@rack.sandbox"
 MANIFEST = "services:\n  web:\n    image: shop/web\n    port: 8080\n"
@@ -895,8 +895,7 @@ def test_the_documented_lines_deploy_nothing_without_a_whole_archive(
     v3: Rack, exported: Path, shell: str
 ) -> None:
     """With docs/staging-and-production.md, in a shell without pipefail."""
-    text = (ROOT / "docs" / "staging-and-production.md").read_text()
-    _, production = re.findall("```bash\n(.*?)```", text, re.DOTALL)
+    _, production = documented_copy_of_a_build()
     lines = production.replace("./convox_deploy.py", "echo deploys").replace("your-app", "other")
     program = f'convox() {{ "{sys.executable}" -S "{v3.program}" "$@"; }}\n'
 

@@ -102,15 +102,22 @@ def test_a_zipapp_finds_its_bundled_libraries(tmp_path: Path) -> None:
 # --- other Python versions and missing packages ---------------------------------------
 
 
-def test_missing_packages_are_reported_with_ways_to_install_them(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-S", TOOL],
+def run_without_packages(
+    directory: Path, *command: str, path: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the tool in a directory. uv is there only if `path` has it."""
+    return subprocess.run(
+        [sys.executable, "-S", *command],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
-        env={"PATH": str(tmp_path)},  # no uv
+        cwd=directory,
+        env={"PATH": path or str(directory)},
     )
+
+
+def test_missing_packages_are_reported_with_ways_to_install_them(tmp_path: Path) -> None:
+    done = run_without_packages(tmp_path, str(TOOL))
     assert done.returncode == 2
     first, *ways = done.stderr.splitlines()
     why = "No module named 'click'"
@@ -133,14 +140,7 @@ def test_a_package_that_is_there_and_cannot_be_imported_is_not_called_missing(
 
 def test_the_command_for_a_virtual_environment_names_all_packages(tmp_path: Path) -> None:
     shutil.copy(TOOL, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-S", TOOL.name],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={"PATH": str(tmp_path)},  # no uv
-    )
+    done = run_without_packages(tmp_path, TOOL.name)
     way = done.stderr.splitlines()[2].strip()
     assert way == (
         "python3 -m venv .venv && .venv/bin/pip install click sh PyYAML && .venv/bin/python convox_deploy.py"
@@ -154,14 +154,8 @@ def test_it_hands_over_to_uv_once_if_packages_are_missing(tmp_path: Path) -> Non
     again = f'echo "$@" >> asked; shift 2; exec {sys.executable} -S "$@"'
     (tmp_path / "uv").write_text(f"#!/bin/sh\n{again}\n")
     (tmp_path / "uv").chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-S", "bin/deploy", "--app", "a b"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-    )
+    path = f"{tmp_path}:/usr/bin:/bin"
+    done = run_without_packages(tmp_path, "bin/deploy", "--app", "a b", path=path)
     assert (tmp_path / "asked").read_text() == "run --script bin/deploy --app a b\n"
     assert done.returncode == 2 and "cannot import a Python package" in done.stderr
 
